@@ -1,0 +1,73 @@
+// Command rutter is service discovery and load balancing for Linux hosts, with
+// or without Kubernetes. Each command has a file of its own in this folder;
+// what they do lives in internal/.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+)
+
+// Exit codes: 0 done, 1 it failed, 2 it was asked wrongly. `rutter run` and
+// `rutter exec` exit with their process's code instead.
+const (
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+// usageError marks an error of the command line itself.
+type usageError struct{ error }
+
+// exitError carries the exit code of a process that rutter ran; nothing is
+// printed for it.
+type exitError struct{ code int }
+
+func (e exitError) Error() string { return fmt.Sprintf("exit status %d", e.code) }
+
+func main() {
+	// The first signal asks for an orderly end; after it the default action is
+	// back, so a second one ends at once.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
+	context.AfterFunc(ctx, stop)
+	err := newRootCommand().ExecuteContext(ctx)
+	stop()
+	os.Exit(report(err))
+}
+
+func report(err error) int {
+	var usage usageError
+	var exit exitError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &exit):
+		return exit.code
+	case errors.As(err, &usage):
+		fmt.Fprintln(os.Stderr, "rutter:", err)
+		return exitUsage
+	}
+	fmt.Fprintln(os.Stderr, "rutter:", err)
+	return exitFailed
+}
+
+func newRootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "rutter",
+		Short:         "Service discovery and load balancing for Linux hosts, with or without Kubernetes",
+		SilenceErrors: true,
+		SilenceUsage:  true,
+	}
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usageError{fmt.Errorf("%w (see %s --help)", err, cmd.CommandPath())}
+	})
+	root.AddCommand(
+		newVersionCommand(),
+	)
+	return root
+}
