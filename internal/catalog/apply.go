@@ -9,8 +9,6 @@ import (
 
 type sliceKey struct{ namespace, name string }
 
-type podAddr = netip.Addr
-
 // ApplyService puts s in the place of what was known under its name.
 func (c *Catalog) ApplyService(s *Service) {
 	c.mu.Lock()
@@ -307,6 +305,14 @@ func assign[K comparable, V any](m map[K]*V, k K, v *V) bool {
 }
 
 func (c *Catalog) markSynced(k Kind) {
+	c.stale &^= k
+	c.addSynced(k)
+}
+
+// markRestored makes a catalogue filled from a snapshot count as synced.
+func (c *Catalog) markRestored() { c.addSynced(c.required) }
+
+func (c *Catalog) addSynced(k Kind) {
 	before := c.synced&c.required == c.required
 	c.synced |= k
 	if !before && c.synced&c.required == c.required {

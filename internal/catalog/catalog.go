@@ -11,6 +11,7 @@
 package catalog
 
 import (
+	"net/netip"
 	"sync"
 )
 
@@ -29,8 +30,9 @@ type Catalog struct {
 	namespaces map[string]*Namespace
 	nodes      map[string]*Node
 	pods       map[ServiceName]*Pod // a pod's key has the same shape: namespace and name
-	podsByIP   map[podAddr]*Pod
-	synced     Kind // kinds whose first list is complete
+	podsByIP   map[netip.Addr]*Pod
+	synced     Kind // kinds whose first list is complete, or that were restored
+	stale      Kind // kinds that were restored and not listed since
 	required   Kind
 	syncedCh   chan struct{}
 	counts     Counts
@@ -46,7 +48,7 @@ func New(required Kind) *Catalog {
 		namespaces: make(map[string]*Namespace),
 		nodes:      make(map[string]*Node),
 		pods:       make(map[ServiceName]*Pod),
-		podsByIP:   make(map[podAddr]*Pod),
+		podsByIP:   make(map[netip.Addr]*Pod),
 		required:   required,
 		syncedCh:   make(chan struct{}),
 		subs:       make(map[*Subscription]struct{}),

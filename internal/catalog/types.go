@@ -171,6 +171,9 @@ type Endpoint struct {
 	Zone       string
 	Hints      *Hints // nil when there are none
 	Conditions Condition
+	// Extra marks the second and further addresses of one API endpoint.
+	// kube-proxy uses only the first; CoreDNS has records for all.
+	Extra bool
 }
 
 // Ready tells whether the endpoint takes new traffic.
