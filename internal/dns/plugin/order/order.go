@@ -1,0 +1,93 @@
+// Package order is the life of a query: every plugin, in the order in which
+// queries meet them, whatever the order in the Corefile.
+package order
+
+import "github.com/rutter-project/rutter/internal/dns/plugin"
+
+// List returns the plugins in CoreDNS 1.14.7's order. A nil setup is a plugin
+// that CoreDNS has and Rutter lacks; it is listed so that a Corefile that uses
+// it is told so. The third column is what the plugin may do to a query.
+//
+// A setup that needs something of the process (a store) is made here from a
+// parameter; there is no other list.
+func List() []plugin.Entry {
+	const (
+		configures = plugin.Configures
+		observes   = plugin.Observes
+		changes    = plugin.Changes
+		answers    = plugin.Answers
+		local      = plugin.Local
+	)
+	type line struct {
+		name   string
+		setup  plugin.Setup
+		effect plugin.Effect
+	}
+	lines := []line{
+		{"root", nil, configures},
+		{"metadata", nil, observes},
+		{"geoip", nil, observes},
+		{"cancel", nil, observes},
+		{"proxyproto", nil, configures},
+		{"quic", nil, configures},
+		{"grpc_server", nil, configures},
+		{"https", nil, configures},
+		{"https3", nil, configures},
+		{"timeouts", nil, configures},
+		{"multisocket", nil, configures},
+		{"reload", nil, configures},
+		{"nsid", nil, changes},
+		{"bufsize", nil, changes},
+		{"bind", nil, configures},
+		{"debug", nil, configures},
+		{"trace", nil, observes},
+		{"ready", nil, configures},
+		{"health", nil, configures},
+		{"pprof", nil, configures},
+		{"shed", nil, configures},
+		{"prometheus", nil, observes},
+		{"errors", nil, observes},
+		{"log", nil, observes},
+		{"dnstap", nil, observes},
+		{"local", nil, local},
+		{"dns64", nil, changes},
+		{"any", nil, local},
+		{"chaos", nil, local},
+		{"loadbalance", nil, changes},
+		{"tsig", nil, changes},
+		{"rewrite", nil, changes},
+		{"autopath", nil, changes},
+		{"acl", nil, changes},
+		{"cache", nil, answers},
+		{"header", nil, changes},
+		{"dnssec", nil, changes},
+		{"tls", nil, configures},
+		{"minimal", nil, changes},
+		{"template", nil, local},
+		{"transfer", nil, local},
+		{"hosts", nil, local},
+		{"route53", nil, answers},
+		{"azure", nil, answers},
+		{"clouddns", nil, answers},
+		{"k8s_external", nil, local},
+		{"kubernetes", nil, local},
+		{"file", nil, local},
+		{"auto", nil, local},
+		{"secondary", nil, local},
+		{"etcd", nil, answers},
+		{"loop", nil, configures},
+		{"forward", nil, answers},
+		{"grpc", nil, answers},
+		{"erratic", nil, answers},
+		{"whoami", nil, answers},
+		{"on", nil, configures},
+		{"sign", nil, configures},
+		{"view", nil, configures},
+		{"nomad", nil, answers},
+	}
+	entries := make([]plugin.Entry, len(lines))
+	for i, l := range lines {
+		entries[i] = plugin.Entry{Name: l.name, Setup: l.setup, Effect: l.effect}
+	}
+	return entries
+}
