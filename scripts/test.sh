@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# The whole test suite, in the order in which failures are cheapest to see.
+# Needs what `make build` builds; as root it also runs the tests that make
+# network namespaces.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export RUTTER_BIN=$PWD/bin/rutter RUTTER_REGISTRY_BIN=$PWD/bin/rutter-registry
+
+step() { printf '\n== %s (%s s so far)\n' "$1" "$SECONDS"; }
+
+step "format, vet, staticcheck"
+scripts/lint.sh
+
+step "unit tests, race detector on"
+go test -race -timeout 15m $(go list ./... | grep -v /test/e2e)
+
+step "registry"
+(cd registry && go test -race ./internal/config/... ./internal/pki/... ./internal/kubeconfig/... && go test -timeout 15m ./...)
+
+step "end to end"
+go test -count=1 -timeout 15m ./test/e2e/...
+
+printf '\n== all passed in %s s\n' "$SECONDS"
