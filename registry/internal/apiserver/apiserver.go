@@ -28,7 +28,6 @@ import (
 	"k8s.io/apiserver/pkg/server/healthz"
 	"k8s.io/apiserver/pkg/util/notfoundhandler"
 	"k8s.io/apiserver/pkg/util/webhook"
-	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
@@ -63,11 +62,10 @@ type Options struct {
 
 // Server is a built API server.
 type Server struct {
-	generic   *genericapiserver.GenericAPIServer
-	client    *kubernetes.Clientset
-	loopback  *rest.Config
-	informers informers.SharedInformerFactory
-	usable    atomic.Bool
+	generic  *genericapiserver.GenericAPIServer
+	client   *kubernetes.Clientset
+	loopback *rest.Config
+	usable   atomic.Bool
 }
 
 // usableCheck is the name of the readiness check that SetUsable satisfies.
@@ -85,7 +83,8 @@ const stopTime = time.Second
 
 // New builds the server. Nothing is served before Run.
 func New(ctx context.Context, o Options) (*Server, error) {
-	opts, err := completeOptions(ctx, o)
+	bound := &boundObjects{}
+	opts, err := completeOptions(ctx, o, bound)
 	if err != nil {
 		return nil, err
 	}
@@ -142,7 +141,8 @@ func New(ctx context.Context, o Options) (*Server, error) {
 		return nil, fmt.Errorf("building the loopback client: %w", err)
 	}
 
-	s := &Server{generic: cp.GenericAPIServer, client: client, loopback: c.Generic.LoopbackClientConfig, informers: shared}
+	bound.client.Store(client)
+	s := &Server{generic: cp.GenericAPIServer, client: client, loopback: c.Generic.LoopbackClientConfig}
 	service := kubernetesservice.New(kubernetesservice.Config{
 		PublicIP:           c.Generic.PublicAddress,
 		EndpointReconciler: reconciler,
@@ -215,9 +215,6 @@ func (s *Server) WaitReady(ctx context.Context) error {
 
 // Loopback is the configuration of an all-powerful client inside the process.
 func (s *Server) Loopback() *rest.Config { return rest.CopyConfig(s.loopback) }
-
-// Informers are the server's own; what they hold, controllers need not hold again.
-func (s *Server) Informers() informers.SharedInformerFactory { return s.informers }
 
 // poll calls f until it succeeds or ctx ends; then it returns f's last error
 // beside ctx's.

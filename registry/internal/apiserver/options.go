@@ -37,7 +37,7 @@ var gates = map[string]bool{
 
 // completeOptions sets kube-apiserver's options by its own types, so that a
 // renamed one fails to compile instead of failing to start.
-func completeOptions(ctx context.Context, o Options) (controlplaneoptions.CompletedOptions, error) {
+func completeOptions(ctx context.Context, o Options, bound *boundObjects) (controlplaneoptions.CompletedOptions, error) {
 	var none controlplaneoptions.CompletedOptions
 	// cmd/kube-apiserver/app registers the logging gates in an init function;
 	// without them NewOptions panics.
@@ -73,6 +73,7 @@ func completeOptions(ctx context.Context, o Options) (controlplaneoptions.Comple
 	a.AuthenticationConfigFile = o.Files.AuthenticationConfig
 	a.ServiceAccounts.Issuers = []string{"https://kubernetes.default.svc." + o.Config.ClusterDomain}
 	a.ServiceAccounts.KeyFiles = []string{o.Files.SAPub}
+	a.ServiceAccounts.OptionalTokenGetter = bound.getter
 	s.ServiceAccountSigningKeyFile = o.Files.SAKey
 	s.Authorization.Modes = []string{"RBAC"}
 

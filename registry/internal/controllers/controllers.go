@@ -27,6 +27,7 @@ import (
 
 	"github.com/rutter-project/rutter/registry/internal/config"
 	corev1 "k8s.io/api/core/v1"
+	apimeta "k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/client-go/discovery/cached/memory"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
@@ -52,7 +53,6 @@ import (
 // Options is what Run needs.
 type Options struct {
 	Loopback     *rest.Config
-	Informers    informers.SharedInformerFactory
 	ServiceCIDRs []netip.Prefix
 	PodCIDRs     []netip.Prefix
 }
@@ -94,7 +94,10 @@ func Run(ctx context.Context, o Options, log *slog.Logger, started func()) error
 	if err != nil {
 		return fmt.Errorf("building the controllers' metadata client: %w", err)
 	}
-	f := o.Informers
+	// Informers of their own: the constructors add their handlers before they
+	// have filled in the fields that the handlers use, so a factory that runs
+	// already, such as the API server's, makes them crash (seen: statefulset).
+	f := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(dropManagedFields))
 	core, apps := f.Core().V1(), f.Apps().V1()
 
 	// From here on the controllers own goroutines that end with ctx.
@@ -118,7 +121,7 @@ func Run(ctx context.Context, o Options, log *slog.Logger, started func()) error
 		return fmt.Errorf("building the node lifecycle controller: %w", err)
 	}
 	podGC := podgc.NewPodGC(ctx, client, core.Pods(), core.Nodes(), terminatedPods)
-	nodeRanges, err := newNodeIPAM(ctx, o, client)
+	nodeRanges, err := newNodeIPAM(ctx, o, f, client)
 	if err != nil {
 		return fmt.Errorf("building the controller that gives nodes their pod ranges: %w", err)
 	}
@@ -165,7 +168,16 @@ func Run(ctx context.Context, o Options, log *slog.Logger, started func()) error
 	return nil
 }
 
-func newNodeIPAM(ctx context.Context, o Options, client kubernetes.Interface) (*nodeipam.Controller, error) {
+// dropManagedFields saves the memory of what no controller reads, often the
+// larger part of an object.
+func dropManagedFields(o any) (any, error) {
+	if a, err := apimeta.Accessor(o); err == nil {
+		a.SetManagedFields(nil)
+	}
+	return o, nil
+}
+
+func newNodeIPAM(ctx context.Context, o Options, f informers.SharedInformerFactory, client kubernetes.Interface) (*nodeipam.Controller, error) {
 	var pods []*net.IPNet
 	var masks []int
 	for _, p := range o.PodCIDRs {
@@ -176,7 +188,7 @@ func newNodeIPAM(ctx context.Context, o Options, client kubernetes.Interface) (*
 	for i, p := range o.ServiceCIDRs {
 		services[i] = ipNet(p)
 	}
-	return nodeipam.NewNodeIpamController(ctx, o.Informers.Core().V1().Nodes(), nil, client, pods, services[0], services[1], masks, ipam.RangeAllocatorType)
+	return nodeipam.NewNodeIpamController(ctx, f.Core().V1().Nodes(), nil, client, pods, services[0], services[1], masks, ipam.RangeAllocatorType)
 }
 
 func ipNet(p netip.Prefix) *net.IPNet {

@@ -29,8 +29,8 @@ type Embedded struct {
 const startTime = 2 * time.Minute
 
 // closeTime bounds Close. Everything acknowledged is in the write-ahead log
-// and synced; what a longer wait would gain is tidiness only.
-const closeTime = 2 * time.Second
+// and synced; what a longer wait would gain is a shorter replay.
+const closeTime = 3 * time.Second
 
 // StartEmbedded runs etcd on a unix socket; no TCP port is opened. fatal is
 // called, from any goroutine, when etcd finds that it cannot go on; it must
@@ -109,20 +109,21 @@ func (e *Embedded) Store() Store {
 // Err yields an error if etcd ends by itself.
 func (e *Embedded) Err() <-chan error { return e.etcd.Err() }
 
-// Close stops etcd, at the latest after closeTime: its graceful gRPC stop
-// waits for streams that the API server's storage leaves open
-// (embed.stopServers, up to the request timeout of more than 5 s). The caller
-// ends the process after Close.
+// Close stops etcd: the raft loop ends, the database is committed and the
+// files are closed. It does not close the gRPC server first, as embed's Close
+// does: that waits for streams which the API server's storage leaves open, up
+// to the request timeout of more than 5 s (embed, stopServers). The caller
+// ends the process after Close, and the socket with it.
 func (e *Embedded) Close() {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		e.etcd.Close()
+		e.etcd.Server.Stop()
 	}()
 	select {
 	case <-done:
 	case <-time.After(closeTime):
-		e.log.Debug("etcd has open streams; not waiting for them")
+		e.log.Warn("etcd did not stop in time; its log will be replayed at the next start", "waited", closeTime)
 	}
 }
 

@@ -26,8 +26,6 @@ import (
 	"github.com/rutter-project/rutter/registry/internal/datadir"
 	"github.com/rutter-project/rutter/registry/internal/etcd"
 	"github.com/rutter-project/rutter/registry/internal/pki"
-	"k8s.io/client-go/informers"
-	"k8s.io/client-go/kubernetes"
 )
 
 // Times within which the parts must have stopped. They run one after the
@@ -190,22 +188,15 @@ func runControllers(ctx context.Context, c config.Config, server *apiserver.Serv
 		log.Info("controllers started, after " + since())
 		ready()
 	}
-	run := func(ctx context.Context, f informers.SharedInformerFactory) error {
+	run := func(ctx context.Context) error {
 		return controllers.Run(ctx, controllers.Options{
-			Loopback: server.Loopback(), Informers: f, ServiceCIDRs: c.ServiceCIDRs, PodCIDRs: c.PodCIDRs,
+			Loopback: server.Loopback(), ServiceCIDRs: c.ServiceCIDRs, PodCIDRs: c.PodCIDRs,
 		}, log, started)
 	}
 	if !c.Etcd.External() {
-		return run(ctx, server.Informers())
+		return run(ctx)
 	}
-	return controllers.RunElected(ctx, server.Loopback(), log, func(term context.Context) error {
-		// A term's handlers end with the term, so it has informers of its own.
-		client, err := kubernetes.NewForConfig(server.Loopback())
-		if err != nil {
-			return fmt.Errorf("building the controllers' client: %w", err)
-		}
-		return run(term, informers.NewSharedInformerFactory(client, 0))
-	}, ready)
+	return controllers.RunElected(ctx, server.Loopback(), log, run, ready)
 }
 
 // listen binds the port. It does so before anything else and keeps it.

@@ -67,7 +67,7 @@ func (h library) isHarmless(r slog.Record) bool {
 	}
 	found := false
 	r.Attrs(func(a slog.Attr) bool {
-		found = found || (a.Key == "err" && anyIn(a.Value.String(), h.harmless))
+		found = (a.Key == "err" || a.Key == "error") && anyIn(a.Value.String(), h.harmless)
 		return !found
 	})
 	return found
@@ -98,6 +98,11 @@ var kubernetesHarmless = []string{
 	"Found stale data, removed previous endpoints on kubernetes service",
 	// Start removes endpoints that a first start never had.
 	"Error removing old endpoints from kubernetes service",
+	// No manifest of allowed metric labels is given, on purpose
+	// (k8s.io/component-base/metrics, SetLabelAllowListFromManifest).
+	"The manifest file is empty, ignoring.",
+	// Open watches, the server's own among them, when the registry stops.
+	"Failed to shutdown server: context deadline exceeded",
 	// Watches and requests that end because the registry stops.
 	"context canceled",
 	"apiserver is shutting down",

@@ -22,15 +22,22 @@ func ZapCore(l *slog.Logger, quiet func() bool) zapcore.Core {
 	return zapCore{l.Handler(), quiet}
 }
 
-func (c zapCore) level(l zapcore.Level) slog.Level {
-	if l >= zapcore.ErrorLevel && !c.quiet() {
+// etcdHarmless is kubernetesHarmless for etcd.
+var etcdHarmless = []string{
+	// A first start has no raft term to record yet; the monitor tries again
+	// every few seconds (etcdserver/version/monitor.go).
+	"failed to update storage version",
+}
+
+func (c zapCore) level(l zapcore.Level, message string) slog.Level {
+	if l >= zapcore.ErrorLevel && !c.quiet() && !anyIn(message, etcdHarmless) {
 		return slog.LevelError
 	}
 	return slog.LevelDebug
 }
 
 func (c zapCore) Enabled(l zapcore.Level) bool {
-	return l >= zapcore.InfoLevel && c.h.Enabled(context.Background(), c.level(l))
+	return l >= zapcore.InfoLevel && c.h.Enabled(context.Background(), c.level(l, ""))
 }
 
 func (c zapCore) With(fields []zapcore.Field) zapcore.Core {
@@ -45,7 +52,11 @@ func (c zapCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.Check
 }
 
 func (c zapCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
-	r := slog.NewRecord(e.Time, c.level(e.Level), e.Message, 0)
+	level := c.level(e.Level, e.Message)
+	if !c.h.Enabled(context.Background(), level) {
+		return nil
+	}
+	r := slog.NewRecord(e.Time, level, e.Message, 0)
 	r.AddAttrs(attrs(fields)...)
 	return c.h.Handle(context.Background(), r)
 }
