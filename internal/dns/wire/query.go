@@ -39,7 +39,7 @@ type Query struct {
 	Remote   netip.AddrPort
 	Local    netip.AddrPort
 	Received time.Time
-	Worker   int // which goroutine reads: small numbers, one query at a time each
+	Worker   int // a small number to spread counters by: the reading goroutines of one address differ in it
 
 	labels  [128]uint8 // where the labels of Name begin
 	nlabels int
