@@ -1,0 +1,123 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/client-go/kubernetes"
+)
+
+// The cluster under measurement: services svc-0, svc-1, … spread over ten
+// namespaces, each with one slice of endpoints, written directly (the services
+// have no selector). Every tenth service is headless.
+
+const (
+	namespaces = 10
+	// parallel is the number of requests in flight while objects are made.
+	// Each waits for etcd's fsync, which a batch of them shares.
+	parallel = 64
+)
+
+// service is the i-th service of the cluster.
+type service int
+
+func (i service) namespace() string { return fmt.Sprintf("ns%d", int(i)/10%namespaces) }
+func (i service) name() string      { return fmt.Sprintf("svc-%d", int(i)) }
+func (i service) headless() bool    { return i%10 == 9 }
+func (i service) fqdn() string      { return i.name() + "." + i.namespace() + ".svc.cluster.local." }
+
+// clusterIP is fixed, so that a generated zone file can name it. The first
+// addresses of the range are left to the API server.
+func (i service) clusterIP() netip.Addr { return ipv4(10<<24 | 96<<16 | 1024 + uint32(i)) }
+
+// endpoint is the address of an endpoint, out of 10.128.0.0/9.
+func (i service) endpoint(k, perService int) netip.Addr {
+	return ipv4(10<<24 | 128<<16 | 256 + uint32(int(i)*perService+k))
+}
+
+func ipv4(v uint32) netip.Addr {
+	return netip.AddrFrom4([4]byte{byte(v >> 24), byte(v >> 16), byte(v >> 8), byte(v)})
+}
+
+func (i service) object() *corev1.Service {
+	s := &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Namespace: i.namespace(), Name: i.name()},
+		Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{
+			Name: "http", Protocol: corev1.ProtocolTCP, Port: 80, TargetPort: intstr.FromInt32(8080)}}},
+	}
+	if i.headless() {
+		s.Spec.ClusterIP = corev1.ClusterIPNone
+	} else {
+		s.Spec.ClusterIP = i.clusterIP().String()
+	}
+	return s
+}
+
+func (i service) slice(perService int) *discoveryv1.EndpointSlice {
+	yes, name, port, tcp := true, "http", int32(8080), corev1.ProtocolTCP
+	s := &discoveryv1.EndpointSlice{
+		ObjectMeta: metav1.ObjectMeta{Namespace: i.namespace(), Name: i.name() + "-1",
+			Labels: map[string]string{discoveryv1.LabelServiceName: i.name()}},
+		AddressType: discoveryv1.AddressTypeIPv4,
+		Ports:       []discoveryv1.EndpointPort{{Name: &name, Port: &port, Protocol: &tcp}},
+	}
+	for k := range perService {
+		s.Endpoints = append(s.Endpoints, discoveryv1.Endpoint{
+			Addresses:  []string{i.endpoint(k, perService).String()},
+			Conditions: discoveryv1.EndpointConditions{Ready: &yes, Serving: &yes},
+		})
+	}
+	return s
+}
+
+// fill makes the services [from, to) with their slices; what exists stays.
+func fill(ctx context.Context, client kubernetes.Interface, from, to, perService int, progress func(done int)) error {
+	for n := range namespaces {
+		ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("ns%d", n)}}
+		if _, err := client.CoreV1().Namespaces().Create(ctx, ns, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
+			return fmt.Errorf("creating namespace %s: %w", ns.Name, err)
+		}
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var next, done atomic.Int64
+	next.Store(int64(from))
+	var workers sync.WaitGroup
+	for range parallel {
+		workers.Go(func() {
+			for ctx.Err() == nil {
+				i := service(next.Add(1) - 1)
+				if int(i) >= to {
+					return
+				}
+				if err := create(ctx, client, i, perService); err != nil {
+					cancel(fmt.Errorf("creating service %s/%s: %w", i.namespace(), i.name(), err))
+					return
+				}
+				if n := int(done.Add(1)); n%1000 == 0 {
+					progress(n)
+				}
+			}
+		})
+	}
+	workers.Wait()
+	return context.Cause(ctx)
+}
+
+func create(ctx context.Context, client kubernetes.Interface, i service, perService int) error {
+	if _, err := client.DiscoveryV1().EndpointSlices(i.namespace()).Create(ctx, i.slice(perService), metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
+		return err
+	}
+	if _, err := client.CoreV1().Services(i.namespace()).Create(ctx, i.object(), metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
+		return err
+	}
+	return nil
+}

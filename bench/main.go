@@ -1,0 +1,140 @@
+// Command bench measures Rutter beside the programs it replaces, in one run on
+// one machine: CoreDNS and a bare UDP echo for DNS, kube-proxy for the service
+// proxy. scripts/bench.sh builds what it needs and runs it.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// options are the command line's.
+type options struct {
+	bin      string // directory of rutter, rutter-registry and peers/
+	services int    // for dns
+	proxy    shape
+	short    bool
+	markdown bool
+	keep     bool
+	only     string
+}
+
+// parts are the parts of the benchmark in the order in which they run. They
+// share nothing but the machine.
+var parts = []struct {
+	name string
+	run  func(*bench, context.Context) error
+}{
+	{"size", (*bench).size},
+	{"dns", (*bench).dns},
+	{"proxy", (*bench).proxy},
+}
+
+// bench is one run.
+type bench struct {
+	options
+	dir      string // for everything that the programs write
+	out      *report
+	progress io.Writer
+}
+
+func main() {
+	if len(os.Args) == 3 && os.Args[1] == "echo" {
+		fatal(echo(os.Args[2]))
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
+	err := run(ctx, os.Args[1:])
+	stop()
+	if errors.Is(err, flag.ErrHelp) {
+		os.Exit(2)
+	}
+	fatal(err)
+}
+
+func fatal(err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+func run(ctx context.Context, args []string) (err error) {
+	b := &bench{progress: os.Stderr}
+	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
+	fs.StringVar(&b.bin, "bin", "bin", "directory of rutter, rutter-registry and peers/")
+	fs.IntVar(&b.services, "services", 1000, "services in the DNS part, each with 10 endpoints")
+	fs.IntVar(&b.options.proxy.services, "proxy-services", 10000, "services in the proxy part")
+	fs.IntVar(&b.options.proxy.endpoints, "proxy-endpoints", 10, "endpoints of each service in the proxy part")
+	fs.BoolVar(&b.short, "short", false, "one short round of everything: shows that it works, not how fast")
+	fs.BoolVar(&b.markdown, "markdown", false, "print the tables as Markdown")
+	fs.BoolVar(&b.keep, "keep", false, "keep the programs' logs and configurations, and say where they are")
+	fs.StringVar(&b.only, "only", "", "in the DNS part, only this server beside CoreDNS and the echo")
+	fs.Usage = func() {
+		fmt.Fprintln(fs.Output(), "Usage: bench [flags] [size] [dns] [proxy]   (no part named: all)")
+		fs.PrintDefaults()
+	}
+	if err := fs.Parse(args); err != nil {
+		return err
+	}
+	for _, a := range fs.Args() {
+		if !slices.ContainsFunc(parts, func(p struct {
+			name string
+			run  func(*bench, context.Context) error
+		}) bool {
+			return p.name == a
+		}) {
+			return fmt.Errorf("there is no part %q (parts are size, dns and proxy; flags stand before them)", a)
+		}
+	}
+	if b.bin, err = filepath.Abs(b.bin); err != nil {
+		return err
+	}
+	if b.dir, err = os.MkdirTemp("", "rutter-bench-"); err != nil {
+		return err
+	}
+	defer func() {
+		if b.keep {
+			fmt.Fprintln(b.progress, "kept", b.dir)
+			return
+		}
+		err = errors.Join(err, os.RemoveAll(b.dir))
+	}()
+	b.out = &report{w: os.Stdout, markdown: b.markdown}
+	b.out.machine()
+	for _, p := range parts {
+		if fs.NArg() > 0 && !slices.Contains(fs.Args(), p.name) {
+			continue
+		}
+		start := time.Now()
+		if err := p.run(b, ctx); err != nil {
+			return fmt.Errorf("%s: %w", p.name, err)
+		}
+		b.say("%s took %s", p.name, time.Since(start).Round(time.Second))
+	}
+	return nil
+}
+
+// say reports progress.
+func (b *bench) say(format string, args ...any) {
+	fmt.Fprintf(b.progress, "bench: "+format+"\n", args...)
+}
+
+// program is the path of a program in the bin directory.
+func (b *bench) program(name string) string { return filepath.Join(b.bin, name) }
+
+// subdir makes a directory for one part.
+func (b *bench) subdir(name string) (string, error) {
+	dir := filepath.Join(b.dir, name)
+	return dir, os.Mkdir(dir, 0o755)
+}
