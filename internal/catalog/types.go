@@ -99,6 +99,9 @@ type Service struct {
 	InternalLocal, ExternalLocal bool
 	HealthCheckNodePort          uint16
 	PublishNotReady              bool
+	// Selected tells that the service has a selector: its slices are written
+	// by a controller, and follow the service within moments.
+	Selected bool
 	// ProxyName is the label service.kubernetes.io/service-proxy-name. A
 	// service that has it belongs to another proxy, but is in DNS all the same.
 	ProxyName string

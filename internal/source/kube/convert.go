@@ -95,6 +95,7 @@ func (c *converter) service(s *corev1.Service) *catalog.Service {
 		InternalLocal:   s.Spec.InternalTrafficPolicy != nil && *s.Spec.InternalTrafficPolicy == corev1.ServiceInternalTrafficPolicyLocal,
 		ExternalLocal:   s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal,
 		PublishNotReady: s.Spec.PublishNotReadyAddresses,
+		Selected:        len(s.Spec.Selector) > 0,
 		ProxyName:       s.Labels["service.kubernetes.io/service-proxy-name"],
 		Labels:          c.labels(s.Labels),
 	}

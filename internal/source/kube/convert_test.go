@@ -45,8 +45,8 @@ spec:
 spec: {clusterIP: 10.96.0.7}
 `, catalog.Service{ClusterIPs: []netip.Addr{ip("10.96.0.7")}}},
 		{"headless", `
-spec: {clusterIP: None, clusterIPs: [None], publishNotReadyAddresses: true, ports: [{port: 5432}]}
-`, catalog.Service{Headless: true, PublishNotReady: true, Ports: []catalog.ServicePort{{Protocol: catalog.TCP, Port: 5432}}}},
+spec: {clusterIP: None, clusterIPs: [None], selector: {app: db}, publishNotReadyAddresses: true, ports: [{port: 5432}]}
+`, catalog.Service{Headless: true, PublishNotReady: true, Selected: true, Ports: []catalog.ServicePort{{Protocol: catalog.TCP, Port: 5432}}}},
 		{"external name; ports and addresses mean nothing", `
 spec: {type: ExternalName, externalName: db.example.com, clusterIP: ""}
 `, catalog.Service{Type: catalog.ExternalName, ExternalName: "db.example.com"}},
