@@ -131,6 +131,29 @@ func (a *Answer) Addresses(packed []byte, size int, ttl uint32) {
 	}
 }
 
+// AddressOnce adds an A or AAAA record with the asked name unless it is there
+// already. When it does not fit the answer is marked truncated.
+func (a *Answer) AddressOnce(addr []byte, ttl uint32) {
+	r := a.addrs
+	for i := range r.count {
+		rr := a.buf[r.at+i*r.size : r.at+(i+1)*r.size]
+		if string(rr[rrLen:]) == string(addr) {
+			return
+		}
+	}
+	a.Addresses(addr, len(addr), ttl)
+	if r.count > 0 {
+		r.count += a.addrs.count
+		a.addrs = r
+	}
+}
+
+// Truncate marks the answer as cut short.
+func (a *Answer) Truncate() { a.truncated = true }
+
+// Written is the message so far, its header not yet filled in.
+func (a *Answer) Written() []byte { return a.buf[:a.n] }
+
 // Finish completes the message and returns it: header, OPT, order.
 func (a *Answer) Finish() []byte {
 	if a.Shuffle {

@@ -2,15 +2,18 @@
 // queries meet them, whatever the order in the Corefile.
 package order
 
-import "github.com/rutter-project/rutter/internal/dns/plugin"
+import (
+	"github.com/rutter-project/rutter/internal/dns/plugin"
+	"github.com/rutter-project/rutter/internal/dns/plugin/kubernetes"
+)
 
 // List returns the plugins in CoreDNS 1.14.7's order. A nil setup is a plugin
 // that CoreDNS has and Rutter lacks; it is listed so that a Corefile that uses
 // it is told so. The third column is what the plugin may do to a query.
 //
-// A setup that needs something of the process (a store) is made here from a
-// parameter; there is no other list.
-func List() []plugin.Entry {
+// Stores says where the plugins for Kubernetes get their data from. A list that
+// is only for checking a Corefile needs none.
+func List(stores kubernetes.Stores) []plugin.Entry {
 	const (
 		configures = plugin.Configures
 		observes   = plugin.Observes
@@ -70,7 +73,7 @@ func List() []plugin.Entry {
 		{"azure", nil, answers},
 		{"clouddns", nil, answers},
 		{"k8s_external", nil, local},
-		{"kubernetes", nil, local},
+		{"kubernetes", kubernetes.Setup(stores), local},
 		{"file", nil, local},
 		{"auto", nil, local},
 		{"secondary", nil, local},
