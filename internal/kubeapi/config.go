@@ -1,0 +1,52 @@
+// Package kubeapi is the small client for the Kubernetes API that everything
+// in Rutter but the watch of the catalogue uses: the core/v1 kinds a node
+// writes and reads, and nothing else, so that no other API group is linked in.
+package kubeapi
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/rutter-project/rutter/internal/version"
+)
+
+// AgentKubeconfig is the name, in the run directory, of the kubeconfig that
+// the registry's side leaves for the programs of this node.
+const AgentKubeconfig = "agent.kubeconfig"
+
+// Path decides which kubeconfig to use: the flag, else $KUBECONFIG, else the
+// agent's in runDir. A list in $KUBECONFIG is cut to its first entry: merging
+// several files is for people, not for node programs.
+func Path(flag, runDir string) string {
+	if flag != "" {
+		return flag
+	}
+	if list := filepath.SplitList(os.Getenv(clientcmd.RecommendedConfigPathEnvVar)); len(list) > 0 {
+		return list[0]
+	}
+	return filepath.Join(runDir, AgentKubeconfig)
+}
+
+// Load reads the kubeconfig at path and sets what all clients of Rutter share.
+// It does not connect.
+func Load(path string) (*rest.Config, error) {
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("no kubeconfig at %s: start `rutter up` (or the registry), or name another one with --kubeconfig or $KUBECONFIG", path)
+	}
+	cfg, err := clientcmd.BuildConfigFromFlags("", path)
+	if err != nil {
+		return nil, fmt.Errorf("reading kubeconfig %s: %w", path, err)
+	}
+	cfg.UserAgent = "rutter/" + version.Get().Version
+	cfg.WarningHandler = rest.NoWarnings{}
+	// The default limit of 5 requests/s is meant for people's tools; a node
+	// is held back by the server's fairness queues instead.
+	cfg.QPS = -1
+	return cfg, nil
+}
