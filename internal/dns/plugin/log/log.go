@@ -11,6 +11,7 @@ import (
 	"github.com/rutter-project/rutter/internal/dns/plugin"
 	"github.com/rutter-project/rutter/internal/dns/plugin/metadata"
 	"github.com/rutter-project/rutter/internal/dns/plugin/reply"
+	"github.com/rutter-project/rutter/internal/dns/plugin/scope"
 	"github.com/rutter-project/rutter/internal/dns/wire"
 )
 
@@ -20,6 +21,7 @@ type handler struct {
 	next  plugin.Handler
 	log   *slog.Logger
 	rules []rule
+	scope scope.Scope // of all rules
 }
 
 // rule says which replies to names of a zone are logged, and how.
@@ -71,19 +73,8 @@ func (h *handler) logged(ctx context.Context, rule *rule, q *plugin.Request) (in
 // ServeDirect sends queries that may have to be logged through the chain: the
 // line tells things that only a message has.
 func (h *handler) ServeDirect(q *wire.Query, _ *wire.Answer) plugin.Outcome {
-	for i := range h.rules {
-		if h.rules[i].zone == "." {
-			return plugin.Chain
-		}
-	}
-	qname, _, err := dns.UnpackDomainName(q.Name, 0)
-	if err != nil {
+	if h.scope.Has(q) {
 		return plugin.Chain
-	}
-	for i := range h.rules {
-		if plugin.InZone(qname, h.rules[i].zone) {
-			return plugin.Chain
-		}
 	}
 	return plugin.Next
 }

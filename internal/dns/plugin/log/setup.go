@@ -6,6 +6,7 @@ import (
 	"github.com/rutter-project/rutter/internal/corefile"
 	"github.com/rutter-project/rutter/internal/dns/plugin"
 	"github.com/rutter-project/rutter/internal/dns/plugin/reply"
+	"github.com/rutter-project/rutter/internal/dns/plugin/scope"
 )
 
 // Setup reads, any number of times:
@@ -21,6 +22,9 @@ func Setup(b *plugin.Block, lines []corefile.Directive) (plugin.New, error) {
 			return nil, err
 		}
 		h.rules = append(h.rules, rules...)
+		for _, r := range rules {
+			h.scope = append(h.scope, scope.Of(r.zone)...)
+		}
 	}
 	return func(next plugin.Handler) plugin.Handler {
 		h.next = next

@@ -4,7 +4,17 @@ package order
 
 import (
 	"github.com/rutter-project/rutter/internal/dns/plugin"
+	"github.com/rutter-project/rutter/internal/dns/plugin/bind"
+	"github.com/rutter-project/rutter/internal/dns/plugin/errors"
+	"github.com/rutter-project/rutter/internal/dns/plugin/forward"
+	"github.com/rutter-project/rutter/internal/dns/plugin/health"
+	"github.com/rutter-project/rutter/internal/dns/plugin/hosts"
 	"github.com/rutter-project/rutter/internal/dns/plugin/kubernetes"
+	"github.com/rutter-project/rutter/internal/dns/plugin/log"
+	"github.com/rutter-project/rutter/internal/dns/plugin/loop"
+	"github.com/rutter-project/rutter/internal/dns/plugin/metadata"
+	"github.com/rutter-project/rutter/internal/dns/plugin/ready"
+	"github.com/rutter-project/rutter/internal/dns/plugin/reload"
 )
 
 // List returns the plugins in CoreDNS 1.14.7's order. A nil setup is a plugin
@@ -28,7 +38,7 @@ func List(stores kubernetes.Stores) []plugin.Entry {
 	}
 	lines := []line{
 		{"root", nil, configures},
-		{"metadata", nil, observes},
+		{"metadata", metadata.Setup, observes},
 		{"geoip", nil, observes},
 		{"cancel", nil, observes},
 		{"proxyproto", nil, configures},
@@ -38,19 +48,19 @@ func List(stores kubernetes.Stores) []plugin.Entry {
 		{"https3", nil, configures},
 		{"timeouts", nil, configures},
 		{"multisocket", nil, configures},
-		{"reload", nil, configures},
+		{"reload", reload.Setup, configures},
 		{"nsid", nil, changes},
 		{"bufsize", nil, changes},
-		{"bind", nil, configures},
+		{"bind", bind.Setup, configures},
 		{"debug", nil, configures},
 		{"trace", nil, observes},
-		{"ready", nil, configures},
-		{"health", nil, configures},
+		{"ready", ready.Setup, configures},
+		{"health", health.Setup, configures},
 		{"pprof", nil, configures},
 		{"shed", nil, configures},
 		{"prometheus", nil, observes},
-		{"errors", nil, observes},
-		{"log", nil, observes},
+		{"errors", errors.Setup, observes},
+		{"log", log.Setup, observes},
 		{"dnstap", nil, observes},
 		{"local", nil, local},
 		{"dns64", nil, changes},
@@ -68,7 +78,7 @@ func List(stores kubernetes.Stores) []plugin.Entry {
 		{"minimal", nil, changes},
 		{"template", nil, local},
 		{"transfer", nil, local},
-		{"hosts", nil, local},
+		{"hosts", hosts.Setup, local},
 		{"route53", nil, answers},
 		{"azure", nil, answers},
 		{"clouddns", nil, answers},
@@ -78,8 +88,8 @@ func List(stores kubernetes.Stores) []plugin.Entry {
 		{"auto", nil, local},
 		{"secondary", nil, local},
 		{"etcd", nil, answers},
-		{"loop", nil, configures},
-		{"forward", nil, answers},
+		{"loop", loop.Setup, configures},
+		{"forward", forward.Setup, answers},
 		{"grpc", nil, answers},
 		{"erratic", nil, answers},
 		{"whoami", nil, answers},

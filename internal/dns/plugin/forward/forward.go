@@ -1,0 +1,184 @@
+// Package forward passes queries on to other servers.
+package forward
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"github.com/rutter-project/rutter/internal/dns/plugin"
+	"github.com/rutter-project/rutter/internal/dns/plugin/metadata"
+)
+
+const name = "forward"
+
+// maxTime is how long a query may take with all its attempts.
+const maxTime = 5 * time.Second
+
+var errNoHealthy = errors.New("no healthy proxies")
+
+// handler is one forward line.
+type handler struct {
+	next plugin.Handler
+	log  *slog.Logger
+	options
+	upstreams []*upstream
+	metrics   *metrics
+	inFlight  atomic.Int64
+
+	ctx    context.Context // from start to stop: health checks live in it
+	cancel context.CancelFunc
+	tasks  sync.WaitGroup
+}
+
+func (h *handler) Name() string { return name }
+
+// ServeDNS passes r on unless it is outside the line's zone or in an exception.
+func (h *handler) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (int, error) {
+	q := &plugin.Request{W: w, Req: r}
+	if !plugin.InZone(q.Name(), h.from) || h.except.Matches(q.Name()) != "" {
+		return plugin.NextOrFailure(name, h.next, ctx, w, r)
+	}
+	if n := h.inFlight.Add(1); h.maxConcurrent > 0 && n > int64(h.maxConcurrent) {
+		h.inFlight.Add(-1)
+		h.metrics.rejected.Inc()
+		return dns.RcodeRefused, h.errConcurrent
+	}
+	defer h.inFlight.Add(-1)
+	query, err := pack(r, q.Size())
+	if err != nil {
+		return dns.RcodeServerFailure, fmt.Errorf("packing the query: %w", err)
+	}
+	return h.attempt(ctx, q, query)
+}
+
+// attempt tries upstreams in the policy's order, again from the first when none
+// is left, until one replies, the time is over or there were too many attempts.
+func (h *handler) attempt(ctx context.Context, q *plugin.Request, query *packed) (int, error) {
+	ctx, cancel := context.WithTimeout(ctx, maxTime)
+	defer cancel()
+	list := h.policy.order(h.upstreams)
+	passed := 0 // upstreams in a row that were down or whose rcode asks for another
+	failed := 0 // attempts without a reply
+	lastErr := errNoHealthy
+	for i := 0; ctx.Err() == nil && (h.maxAttempts == 0 || failed < h.maxAttempts); i++ {
+		if i == len(list) {
+			i, passed = 0, 0
+		}
+		u := list[i]
+		if u.down(h.maxFails) {
+			if passed++; passed < len(list) {
+				continue
+			}
+			h.metrics.broken.Inc()
+			if h.failfast {
+				break
+			}
+			// All are down. Rather than to trust that, try any of them.
+			u = list[rand.IntN(len(list))]
+		}
+		metadata.Set(ctx, "forward/upstream", func() string { return u.addr })
+		m, err := h.ask(ctx, u, q, query)
+		if err != nil {
+			lastErr = err
+			failed++
+			if h.maxFails > 0 && !errors.Is(err, errBusy) {
+				u.suspect(h.ctx, &h.tasks, h.check)
+			}
+			if passed < len(list) {
+				continue
+			}
+			break
+		}
+		if !answers(m, q) {
+			m = new(dns.Msg)
+			m.SetRcode(q.Req, dns.RcodeFormatError)
+			return dns.RcodeSuccess, q.W.WriteMsg(m)
+		}
+		if slices.Contains(h.failover, m.Rcode) {
+			if passed++; passed < len(list) {
+				continue
+			}
+		}
+		if next, ok := h.next.(*handler); ok && h.wantsNext(m) {
+			return plugin.NextOrFailure(name, next, ctx, q.W, q.Req)
+		}
+		return dns.RcodeSuccess, q.W.WriteMsg(m)
+	}
+	return dns.RcodeServerFailure, lastErr
+}
+
+// ask sends the query the way the client's came unless told otherwise.
+func (h *handler) ask(ctx context.Context, u *upstream, q *plugin.Request, query *packed) (*dns.Msg, error) {
+	stream := h.forceTCP || !h.preferUDP && q.Proto() == "tcp"
+	m, err := u.exchange(ctx, query, stream)
+	if err == nil && m.Truncated && h.preferUDP && !stream {
+		return u.exchange(ctx, query, true)
+	}
+	return m, err
+}
+
+// answers tells whether m is a reply to q's question.
+func answers(m *dns.Msg, q *plugin.Request) bool {
+	if !m.Response || len(m.Question) != 1 {
+		return false
+	}
+	got := m.Question[0]
+	return got.Qtype == q.QType() && got.Qclass == q.QClass() && strings.EqualFold(got.Name, q.Name())
+}
+
+// wantsNext tells whether the next forward line should have a go.
+func (h *handler) wantsNext(m *dns.Msg) bool {
+	if slices.Contains(h.nextOn, m.Rcode) {
+		return true
+	}
+	return h.nextOnNoData && m.Rcode == dns.RcodeSuccess && len(m.Answer) == 0
+}
+
+// start resolves upstreams that were written as names and makes the pools.
+func (h *handler) start(ctx context.Context) error {
+	if err := h.resolveNames(ctx); err != nil {
+		return err
+	}
+	h.ctx, h.cancel = context.WithCancel(ctx)
+	for _, u := range h.upstreams {
+		u.metrics = h.metrics
+		u.start(&h.options)
+	}
+	h.tasks.Go(func() {
+		tick := time.NewTicker(max(h.expire/2, 100*time.Millisecond))
+		defer tick.Stop()
+		for {
+			select {
+			case <-h.ctx.Done():
+				return
+			case now := <-tick.C:
+				for _, u := range h.upstreams {
+					u.tidy(now)
+				}
+			}
+		}
+	})
+	return nil
+}
+
+func (h *handler) stop() error {
+	if h.cancel == nil {
+		return nil // never started
+	}
+	h.cancel()
+	for _, u := range h.upstreams {
+		u.stop()
+	}
+	h.tasks.Wait()
+	return nil
+}
