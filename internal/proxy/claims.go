@@ -1,0 +1,134 @@
+package proxy
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/rutter-project/rutter/internal/catalog"
+	"github.com/rutter-project/rutter/internal/proxy/plan"
+)
+
+// claims decides which service has a front end that several ask for. The API
+// server keeps cluster IPs and node ports apart, but nothing keeps an external
+// IP from being a cluster IP, or two services from naming the same one.
+//
+// The rule: a cluster IP goes before a load balancer's address, that before an
+// external IP; among equals who has it keeps it.
+type claims struct {
+	owners  map[frontEnd]owner
+	held    map[catalog.ServiceName][]frontEnd
+	waiting map[frontEnd]map[catalog.ServiceName]struct{}
+}
+
+type frontEnd struct {
+	addr  netip.Addr // the zero address of the family for a node port
+	port  uint16
+	proto catalog.Protocol
+}
+
+type owner struct {
+	name catalog.ServiceName
+	rank rank
+}
+
+type rank uint8
+
+const (
+	rankExternalIP rank = iota
+	rankLoadBalancer
+	rankNodePort
+	rankClusterIP
+)
+
+func newClaims() *claims {
+	return &claims{
+		owners:  make(map[frontEnd]owner),
+		held:    make(map[catalog.ServiceName][]frontEnd),
+		waiting: make(map[frontEnd]map[catalog.ServiceName]struct{}),
+	}
+}
+
+// settle gives s the front ends that it may have, takes the others out of the
+// plan and releases what s had before. It returns the services that must be
+// planned again: those that lost a front end to s, and those that waited for
+// one that s released.
+func (c *claims) settle(s *plan.Service) (losers, heirs []catalog.ServiceName) {
+	before := c.held[s.Name]
+	var have []frontEnd
+	get := func(f frontEnd, r rank) bool {
+		if o, taken := c.owners[f]; taken && o.name != s.Name {
+			if o.rank >= r {
+				c.wait(f, s.Name)
+				return false
+			}
+			losers = append(losers, o.name)
+			c.held[o.name] = slices.DeleteFunc(c.held[o.name], func(h frontEnd) bool { return h == f })
+		}
+		c.owners[f] = owner{s.Name, r}
+		have = append(have, f)
+		return true
+	}
+	lost := func(what string) { s.Skipped = append(s.Skipped, plan.Skip{What: what, Reason: plan.ReasonConflict}) }
+	kept := s.Ports[:0]
+	for _, p := range s.Ports {
+		proto := p.Protocol
+		if !get(frontEnd{p.ClusterIP.Addr(), p.ClusterIP.Port(), proto}, rankClusterIP) {
+			lost(p.ClusterIP.String())
+			continue
+		}
+		refuse := func(e plan.External) bool {
+			r := rankExternalIP
+			if e.LoadBalancer {
+				r = rankLoadBalancer
+			}
+			ok := get(frontEnd{e.Addr, p.ClusterIP.Port(), proto}, r)
+			if !ok {
+				lost(netip.AddrPortFrom(e.Addr, p.ClusterIP.Port()).String())
+			}
+			return !ok
+		}
+		// The ports of a service share the list.
+		if i := slices.IndexFunc(p.External, refuse); i >= 0 {
+			p.External = append(slices.Clone(p.External[:i]), slices.DeleteFunc(slices.Clone(p.External[i+1:]), refuse)...)
+		}
+		if p.NodePort != 0 && !get(frontEnd{unspecified(p.Is6()), p.NodePort, proto}, rankNodePort) {
+			lost("node port")
+			p.NodePort = 0
+		}
+		p.ExternalLocal = p.ExternalLocal && p.ExternallyAccessible()
+		kept = append(kept, p)
+	}
+	s.Ports = kept
+	for _, f := range before {
+		if slices.Contains(have, f) {
+			continue
+		}
+		if c.owners[f].name == s.Name {
+			delete(c.owners, f)
+			for name := range c.waiting[f] {
+				heirs = append(heirs, name)
+			}
+			delete(c.waiting, f)
+		}
+	}
+	if len(have) == 0 {
+		delete(c.held, s.Name)
+	} else {
+		c.held[s.Name] = have
+	}
+	return losers, heirs
+}
+
+func (c *claims) wait(f frontEnd, name catalog.ServiceName) {
+	if c.waiting[f] == nil {
+		c.waiting[f] = make(map[catalog.ServiceName]struct{})
+	}
+	c.waiting[f][name] = struct{}{}
+}
+
+func unspecified(v6 bool) netip.Addr {
+	if v6 {
+		return netip.IPv6Unspecified()
+	}
+	return netip.IPv4Unspecified()
+}

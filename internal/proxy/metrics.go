@@ -1,0 +1,101 @@
+package proxy
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// metrics are kube-proxy's, by its names and labels, so that dashboards go on
+// working, and a few of our own.
+type metrics struct {
+	full, partial, latency histogram
+	failures               counter
+
+	refused prometheus.Gauge
+}
+
+// histogram is one that has a series per family.
+type histogram struct {
+	*prometheus.HistogramVec
+	sum *prometheus.HistogramVec // observed along, may be nil
+	at  *prometheus.GaugeVec     // set to now, may be nil
+}
+
+func (h histogram) observe(cfg Config, d time.Duration) {
+	for _, f := range families(cfg) {
+		h.WithLabelValues(f).Observe(d.Seconds())
+		if h.sum != nil {
+			h.sum.WithLabelValues(f).Observe(d.Seconds())
+		}
+		if h.at != nil {
+			h.at.WithLabelValues(f).SetToCurrentTime()
+		}
+	}
+}
+
+type counter struct{ *prometheus.CounterVec }
+
+func (c counter) inc(cfg Config) {
+	for _, f := range families(cfg) {
+		c.WithLabelValues(f).Inc()
+	}
+}
+
+func families(cfg Config) []string {
+	switch {
+	case cfg.IPv4 && cfg.IPv6:
+		return []string{"IPv4", "IPv6"}
+	case cfg.IPv6:
+		return []string{"IPv6"}
+	}
+	return []string{"IPv4"}
+}
+
+func newMetrics(r prometheus.Registerer) (*metrics, error) {
+	label := []string{"ip_family"}
+	sync := prometheus.ExponentialBuckets(0.001, 2, 15)
+	hist := func(name, help string, buckets []float64) *prometheus.HistogramVec {
+		return prometheus.NewHistogramVec(prometheus.HistogramOpts{Namespace: "kubeproxy", Name: name, Help: help, Buckets: buckets}, label)
+	}
+	all := hist("sync_proxy_rules_duration_seconds", "Time to program changed services", sync)
+	last := prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "kubeproxy", Name: "sync_proxy_rules_last_timestamp_seconds",
+		Help: "When services were last programmed successfully"}, label)
+	m := &metrics{
+		full:    histogram{hist("sync_full_proxy_rules_duration_seconds", "Time to go through all services", sync), all, last},
+		partial: histogram{hist("sync_partial_proxy_rules_duration_seconds", "Time to program the services that changed", sync), all, last},
+		latency: histogram{hist("network_programming_duration_seconds",
+			"From a change of an EndpointSlice until the kernel holds it", programmingBuckets()), nil, nil},
+		failures: counter{prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "kubeproxy", Name: "sync_proxy_rules_nftables_sync_failures_total",
+			Help: "Failures to program the kernel"}, label)},
+
+		refused: prometheus.NewGauge(prometheus.GaugeOpts{Name: "rutter_proxy_refused_services",
+			Help: "Services that the kernel refuses to take"}),
+	}
+	if r == nil {
+		return m, nil
+	}
+	for _, c := range []prometheus.Collector{all, m.full.HistogramVec, m.partial.HistogramVec, m.latency.HistogramVec, m.failures.CounterVec, last, m.refused} {
+		if err := r.Register(c); err != nil {
+			return nil, fmt.Errorf("register the proxy's metrics: %w", err)
+		}
+	}
+	return m, nil
+}
+
+// programmingBuckets are kube-proxy's: 0.25, 0.5, 1 to 59 by 1, 60 to 115 by 5,
+// 120 to 300 by 30.
+func programmingBuckets() []float64 {
+	b := []float64{0.25, 0.5}
+	for s := 1.0; s < 60; s++ {
+		b = append(b, s)
+	}
+	for s := 60.0; s < 120; s += 5 {
+		b = append(b, s)
+	}
+	for s := 120.0; s <= 300; s += 30 {
+		b = append(b, s)
+	}
+	return b
+}

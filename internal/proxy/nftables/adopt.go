@@ -1,0 +1,315 @@
+package nftables
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/rutter-project/rutter/internal/catalog"
+	"github.com/rutter-project/rutter/internal/proxy/plan"
+)
+
+// found is what the kernel holds: for each set its elements' keys with their
+// data, both in the kernel's form.
+type found [setCount]map[string]string
+
+// adopt makes the table hold these services and nothing else, touching only
+// what differs from what the kernel holds, whoever put it there.
+func (t *table) adopt(ctx context.Context, want []plan.Service) ([]Refusal, error) {
+	held, err := t.listSets()
+	if err != nil {
+		return nil, err
+	}
+	t.services = make(map[catalog.ServiceName]*service, len(want))
+	clear(t.clusterIPs)
+	clear(t.hairpins)
+	clear(t.spreads)
+	t.b.reset()
+	changes := make([]change, 0, len(want)+1)
+	for i := range want {
+		// Everything the service needs, less what is there.
+		c := t.b.change(want[i].Name, nil, t.seated(held, &want[i]), t.rules.v6)
+		if c.new == nil {
+			continue
+		}
+		c.ops = t.missing(held, c.ops)
+		for _, p := range c.new.ports {
+			delete(held[setClusterIPs], string(appendAddr(nil, p.ClusterIP.Addr())))
+		}
+		for _, a := range c.new.local {
+			delete(held[setHairpins], string(appendAddr(appendAddr(nil, a), a)))
+		}
+		changes = append(changes, c)
+	}
+	changes = append(changes, t.nodePortAddrs(held), t.leftover(held))
+	refused, err := t.run(ctx, changes)
+	if err != nil {
+		return refused, err
+	}
+	return refused, t.deleteForeignChains()
+}
+
+// listSets lists all sets that follow from the plan.
+func (t *table) listSets() (*found, error) {
+	held := new(found)
+	for id := range setCount {
+		if id == setNodeDNS {
+			continue
+		}
+		m := make(map[string]string)
+		held[id] = m
+		attrs := appendString(nil, unix.NFTA_SET_ELEM_LIST_TABLE, tableName)
+		attrs = appendString(attrs, unix.NFTA_SET_ELEM_LIST_SET, t.rules.sets[id].name)
+		err := t.conn.dump(t.fam, unix.NFT_MSG_GETSETELEM, attrs, func() { clear(m) }, func(b []byte) {
+			attributes(b, func(typ uint16, list []byte) {
+				if typ != unix.NFTA_SET_ELEM_LIST_ELEMENTS {
+					return
+				}
+				attributes(list, func(_ uint16, elem []byte) {
+					key, data := parseElement(elem)
+					m[key] = data
+				})
+			})
+		})
+		if err != nil {
+			return nil, fmt.Errorf("list set %s: %w", t.rules.sets[id].name, err)
+		}
+	}
+	return held, nil
+}
+
+// parseElement returns an element's key, with the end of its range if it is
+// one, and its data: the value, or a verdict's code and chain.
+func parseElement(elem []byte) (key, data string) {
+	attributes(elem, func(typ uint16, v []byte) {
+		switch typ {
+		case unix.NFTA_SET_ELEM_KEY, nftaSetElemKeyEnd:
+			attributes(v, func(_ uint16, v []byte) { key += string(v) })
+		case unix.NFTA_SET_ELEM_DATA:
+			attributes(v, func(typ uint16, v []byte) {
+				if typ == unix.NFTA_DATA_VALUE {
+					data = string(v)
+					return
+				}
+				attributes(v, func(typ uint16, v []byte) {
+					if typ == unix.NFTA_VERDICT_CODE || typ == unix.NFTA_VERDICT_CHAIN {
+						data += string(v)
+					}
+				})
+			})
+		}
+	})
+	return key, data
+}
+
+// seated is the plan with its lists in the order in which the kernel holds
+// them, so that endpoints keep their slots.
+func (t *table) seated(held *found, want *plan.Service) *plan.Service {
+	if len(held[setEndpoints]) == 0 {
+		return want
+	}
+	out := *want
+	out.Ports = slices.Clone(want.Ports)
+	for i := range out.Ports {
+		if p := &out.Ports[i]; p.Is6() == t.rules.v6 {
+			have := t.slotsOf(held, p)
+			p.Cluster = seats(have.Cluster, p.Cluster)
+			p.Local = seats(have.Local, p.Local)
+		}
+	}
+	return &out
+}
+
+// slotsOf returns the port with the endpoint lists that the kernel holds.
+func (t *table) slotsOf(held *found, p *plan.Port) port {
+	have := port{*p}
+	have.Cluster, have.Local = nil, nil
+	(&port{*p}).lists(func(f front, base uint32, _ []netip.AddrPort) {
+		list := &have.Cluster
+		if base == localSlots {
+			list = &have.Local
+		}
+		if *list != nil {
+			return // under another front end before
+		}
+		key := native.AppendUint32(appendFront(nil, f), base)
+		for {
+			native.PutUint32(key[len(key)-4:], base+uint32(len(*list)))
+			data, ok := held[setEndpoints][string(key)]
+			if !ok {
+				return
+			}
+			*list = append(*list, parseAddrPort(data))
+		}
+	})
+	return have
+}
+
+func parseAddrPort(data string) netip.AddrPort {
+	b := []byte(data)
+	if len(b) < 8 {
+		return netip.AddrPort{}
+	}
+	addr, _ := netip.AddrFromSlice(b[:len(b)-4])
+	return netip.AddrPortFrom(addr, binary.BigEndian.Uint16(b[len(b)-4:]))
+}
+
+// missing returns the adds that are needed, with a delete before those that
+// replace something, and strikes from held what the service needs.
+func (t *table) missing(held *found, ops []op) []op {
+	out := make([]op, 0, 1)
+	for _, o := range ops {
+		entry := t.b.arena[o.from:o.to]
+		var key, data string
+		attributes(entry, func(_ uint16, elem []byte) { key, data = parseElement(elem) })
+		was, ok := held[o.set][key]
+		delete(held[o.set], key)
+		if ok && was == data {
+			continue
+		}
+		if ok {
+			from := uint32(len(t.b.arena))
+			t.b.arena = appendKeyOnly(t.b.arena, entry)
+			out = append(out, op{o.set, false, o.phase, true, from, uint32(len(t.b.arena))})
+		}
+		out = append(out, o)
+	}
+	return out
+}
+
+// appendKeyOnly appends the list entry less its data.
+func appendKeyOnly(b, entry []byte) []byte {
+	at := len(b)
+	b = appendNest(b, unix.NFTA_LIST_ELEM)
+	attributes(entry[4:], func(typ uint16, v []byte) {
+		if typ == unix.NFTA_SET_ELEM_KEY || typ == nftaSetElemKeyEnd {
+			b = appendAttr(b, typ|nested, v)
+		}
+	})
+	endNest(b, at)
+	return b
+}
+
+// nodePortAddrs is the change that makes the set of node port addresses right.
+func (t *table) nodePortAddrs(held *found) change {
+	first := len(t.b.ops)
+	for _, a := range t.rules.plan.NodePortAddrs {
+		if a.Is6() != t.rules.v6 {
+			continue
+		}
+		key := string(appendAddr(nil, a))
+		if _, ok := held[setNodePortIPs][key]; ok {
+			delete(held[setNodePortIPs], key)
+			continue
+		}
+		t.b.put(setNodePortIPs, true, phaseFronts, false, func(b []byte) []byte { return appendAddrs(b, a) })
+	}
+	return change{ops: t.b.ops[first:len(t.b.ops):len(t.b.ops)]}
+}
+
+// leftover is the change that removes what nobody needs.
+func (t *table) leftover(held *found) change {
+	first := len(t.b.ops)
+	for id := range setCount {
+		ph := phaseFronts
+		if id == setEndpoints {
+			ph = phaseSurplus
+		}
+		_, keyLen := concat(t.rules.sets[id].key)
+		for key := range held[id] {
+			t.b.put(id, false, ph, false, func(b []byte) []byte {
+				at := len(b)
+				b = appendNest(b, unix.NFTA_LIST_ELEM)
+				b = appendKey(b, unix.NFTA_SET_ELEM_KEY, func(b []byte) []byte { return append(b, key[:min(int(keyLen), len(key))]...) })
+				if len(key) > int(keyLen) {
+					b = appendKey(b, nftaSetElemKeyEnd, func(b []byte) []byte { return append(b, key[keyLen:]...) })
+				}
+				endNest(b, at)
+				return b
+			})
+		}
+	}
+	return change{ops: t.b.ops[first:len(t.b.ops):len(t.b.ops)]}
+}
+
+// deleteForeignChains removes chains that are none of ours any more.
+func (t *table) deleteForeignChains() error {
+	names, err := t.chains()
+	if err != nil {
+		return err
+	}
+	ours := make(map[string]bool)
+	for _, c := range t.rules.staticChains() {
+		ours[c.name] = true
+	}
+	for s := range t.spreads {
+		ours[s.name()] = true
+	}
+	for _, name := range names {
+		if ours[name] {
+			continue
+		}
+		w := t.begin()
+		w.deleteChain(name)
+		if err := t.conn.commit(w); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EBUSY) {
+			t.log.Warn("cannot remove a chain that is not ours", "chain", name, "err", err)
+		}
+	}
+	return nil
+}
+
+func (t *table) chains() ([]string, error) {
+	var names []string
+	err := t.conn.dump(t.fam, unix.NFT_MSG_GETCHAIN, nil, func() { names = nil }, func(b []byte) {
+		var table, name string
+		attributes(b, func(typ uint16, v []byte) {
+			switch typ {
+			case unix.NFTA_CHAIN_TABLE:
+				table = cString(v)
+			case unix.NFTA_CHAIN_NAME:
+				name = cString(v)
+			}
+		})
+		if table == tableName {
+			names = append(names, name)
+		}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list chains: %w", err)
+	}
+	slices.Sort(names)
+	return names, nil
+}
+
+func cString(b []byte) string { return strings.TrimRight(string(b), "\x00") }
+
+// layout tells the layout version of the table that the kernel holds; ok is
+// false if there is none.
+func (t *table) layout() (version string, ok bool, err error) {
+	err = t.conn.dump(t.fam, unix.NFT_MSG_GETTABLE, nil, func() { ok = false }, func(b []byte) {
+		var name, comment string
+		attributes(b, func(typ uint16, v []byte) {
+			switch typ {
+			case unix.NFTA_TABLE_NAME:
+				name = cString(v)
+			case nftaTableUserdata:
+				if len(v) > 2 {
+					comment = cString(v[2:])
+				}
+			}
+		})
+		if name == tableName {
+			version, ok = comment, true
+		}
+	})
+	if err != nil {
+		err = fmt.Errorf("list tables: %w", err)
+	}
+	return version, ok, err
+}

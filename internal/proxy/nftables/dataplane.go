@@ -1,0 +1,168 @@
+// Package nftables makes the kernel hold a plan, in nf_tables, over netlink.
+//
+// It owns `table ip rutter` and `table ip6 rutter` and touches nothing else.
+// layout.go says how they are laid out, spread.go how a connection finds its
+// endpoint, change.go what a change of a service costs, adopt.go how a start
+// takes over what a former process left, table.go how it all is committed.
+package nftables
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/rutter-project/rutter/internal/proxy/plan"
+)
+
+// Config is what a dataplane is opened with.
+type Config struct {
+	Rules plan.Rules
+	// MasqueradeBit is the bit of the packet mark that tells which packets to
+	// masquerade: 0 to 31.
+	MasqueradeBit uint
+	IPv4, IPv6    bool // at least one
+	Logger        *slog.Logger
+}
+
+// Dataplane holds plans in the kernel's tables of the network namespace it was
+// opened in. Its methods may be called by several goroutines.
+type Dataplane struct {
+	mu     sync.Mutex
+	conn   *conn
+	tables []*table
+}
+
+// Open connects to the kernel and makes the tables, without services, unless
+// they exist; then they are left working as they are until Adopt.
+func Open(cfg Config) (*Dataplane, error) {
+	c, err := dial()
+	if err != nil {
+		return nil, explain(err)
+	}
+	d := &Dataplane{conn: c}
+	for _, f := range []struct{ on, v6 bool }{{cfg.IPv4, false}, {cfg.IPv6, true}} {
+		if !f.on {
+			continue
+		}
+		t := newTable(c, f.v6, &cfg)
+		if err := t.open(); err != nil {
+			c.close()
+			return nil, explain(err)
+		}
+		d.tables = append(d.tables, t)
+	}
+	return d, nil
+}
+
+func (t *table) open() error {
+	version, exists, err := t.layout()
+	if err != nil {
+		return err
+	}
+	if exists && version != layoutVersion {
+		t.log.Info("the kernel's table has another layout and is replaced", "table", tableName, "found", version, "want", layoutVersion)
+		w := t.begin()
+		w.deleteTable()
+		if err := t.conn.commit(w); err != nil {
+			return fmt.Errorf("delete table %s: %w", tableName, err)
+		}
+	}
+	if err := t.skeleton(); err != nil {
+		return fmt.Errorf("make table %s (%s): %w", tableName, t.family(), err)
+	}
+	return nil
+}
+
+// explain names what is missing on this host when the kernel says no.
+func explain(err error) error {
+	switch {
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
+		return fmt.Errorf("nftables: %w: programming services needs CAP_NET_ADMIN in this network namespace: run as root, or grant the capability", err)
+	case errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EAFNOSUPPORT), errors.Is(err, unix.EINVAL), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOENT):
+		return fmt.Errorf("nftables: %w: this kernel lacks nf_tables or a part of it: load modules nf_tables, nft_chain_nat, nft_masq, nft_reject, nft_fib, nft_numgen, or use Linux 5.13 or later with CONFIG_NF_TABLES", err)
+	}
+	return fmt.Errorf("nftables: %w", err)
+}
+
+// Close ends the connection to the kernel. The tables stay and go on working.
+func (d *Dataplane) Close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.conn.close()
+}
+
+// Adopt makes the kernel hold these services and no others, changing only what
+// differs. Services that the kernel refuses are returned, the others are in
+// place. After an error the kernel holds what it held before, or a part of the
+// way: Adopt is to be called again.
+func (d *Dataplane) Adopt(ctx context.Context, services []plan.Service) ([]Refusal, error) {
+	return d.each(func(t *table) ([]Refusal, error) { return t.adopt(ctx, services) })
+}
+
+// Apply makes the kernel hold these services as planned; a plan without ports
+// removes the service. Others are not touched. As to refusals and errors it is
+// like Adopt.
+func (d *Dataplane) Apply(ctx context.Context, services []plan.Service) ([]Refusal, error) {
+	return d.each(func(t *table) ([]Refusal, error) { return t.apply(ctx, services) })
+}
+
+// Sweep removes what past changes left unused.
+func (d *Dataplane) Sweep() error {
+	_, err := d.each(func(t *table) ([]Refusal, error) { return nil, t.sweep() })
+	return err
+}
+
+// KeepNodeDNS makes queries to Rules.NodeDNS stay on this node for d more;
+// with 0 they go to the endpoints of the service at once.
+func (d *Dataplane) KeepNodeDNS(timeout time.Duration) error {
+	_, err := d.each(func(t *table) ([]Refusal, error) { return nil, t.keepDNS(timeout) })
+	return err
+}
+
+func (d *Dataplane) each(f func(*table) ([]Refusal, error)) ([]Refusal, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var all []Refusal
+	var errs []error
+	for _, t := range d.tables {
+		refused, err := f(t)
+		all = append(all, refused...)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("nftables (%s): %w", t.family(), err))
+		}
+	}
+	return all, errors.Join(errs...)
+}
+
+// Cleanup removes the tables of both families.
+func Cleanup() error {
+	c, err := dial()
+	if err != nil {
+		return explain(err)
+	}
+	defer c.close()
+	for _, fam := range []byte{unix.NFPROTO_IPV4, unix.NFPROTO_IPV6} {
+		var w batch
+		w.reset(fam, c.seq)
+		w.deleteTable()
+		if err := c.commit(&w); err != nil && !errors.Is(err, unix.ENOENT) {
+			return explain(fmt.Errorf("delete table %s: %w", tableName, err))
+		}
+	}
+	return nil
+}
+
+// SetRules puts other rules into force. The sets of services are as they were:
+// Adopt is to be called next.
+func (d *Dataplane) SetRules(r plan.Rules) error {
+	_, err := d.each(func(t *table) ([]Refusal, error) {
+		t.rules.plan = r
+		return nil, t.skeleton()
+	})
+	return err
+}

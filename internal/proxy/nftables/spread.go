@@ -1,0 +1,78 @@
+package nftables
+
+import (
+	"strconv"
+
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// frontKind is the kind of front end that a chain serves.
+type frontKind uint8
+
+const (
+	clusterIPFront frontKind = iota
+	externalFront            // an external IP or a load balancer's
+	nodePortFront
+)
+
+// marking is whether a chain marks packets for masquerading.
+type marking uint8
+
+const (
+	markNever      marking = iota
+	markOffCluster         // as masqueradeAll and the local detector say
+	markAlways
+)
+
+// spread names a chain that spreads connections over n endpoints. It serves
+// every service with as many endpoints and the same needs.
+type spread struct {
+	front   frontKind
+	local   bool // the local list
+	marking marking
+	n       int
+}
+
+// localSlots is where the slots of the local list begin.
+const localSlots = 1 << 31
+
+func (s spread) name() string {
+	name := [...]string{"cluster-ip", "external", "nodeport"}[s.front]
+	if s.local {
+		name += "-local"
+	}
+	if s.front != clusterIPFront && !s.local && s.marking == markNever {
+		name += "-shortcut"
+	}
+	name += "-" + strconv.Itoa(s.n)
+	return name
+}
+
+func (l *rules) spreadChain(s spread) chain {
+	r := &l.r
+	c := chain{name: s.name(), hook: -1}
+	switch s.marking {
+	case markAlways:
+		c.rules = append(c.rules, l.setMark())
+	case markOffCluster:
+		if l.plan.MasqueradeAll {
+			c.rules = append(c.rules, l.setMark())
+		} else if l.plan.Detect.Works(l.v6) {
+			c.rules = append(c.rules, join(l.fromPod(false), l.setMark()))
+		}
+	}
+	key := l.front()
+	if s.front == nodePortFront {
+		key = l.nodePortFront()
+	}
+	first := uint32(0)
+	if s.local {
+		first = localSlots
+	}
+	c.rules = append(c.rules, join(key, rule{
+		&expr.Numgen{Register: r.slot, Modulus: uint32(s.n), Type: unix.NFT_NG_RANDOM, Offset: first}},
+		l.find(setEndpoints, r.proto, r.endpoint),
+		rule{&expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(l.nfproto()), RegAddrMin: r.endpoint, RegProtoMin: r.endpointPort, Specified: true}}))
+	return c
+}

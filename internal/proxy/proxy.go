@@ -1,0 +1,407 @@
+// Package proxy is the service load balancer: it keeps the kernel's tables
+// equal to what the catalogue says about services.
+//
+// Data goes one way: the catalogue's changes name services, package plan
+// decides what this node must hold for each, package nftables makes the kernel
+// hold it.
+package proxy
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/rutter-project/rutter/internal/catalog"
+	"github.com/rutter-project/rutter/internal/proxy/nftables"
+	"github.com/rutter-project/rutter/internal/proxy/plan"
+)
+
+// Proxy programs the services of a catalogue into the network namespace it was
+// started in. Its methods may be called by several goroutines.
+//
+//	New ─▶ Start ─▶ Apply (returns at once until the catalogue is synced;
+//	                then everything is taken over, later only changes) … ─▶ Close
+type Proxy struct {
+	cat     *catalog.Catalog
+	cfg     Config
+	log     *slog.Logger
+	metrics *metrics
+
+	loops sync.WaitGroup
+	stop  context.CancelFunc
+
+	mu        sync.Mutex
+	data      *nftables.Dataplane // nil before Start and after Close
+	nodeFacts plan.Node
+	rulesNow  plan.Rules
+	claims    *claims
+	counts    map[catalog.ServiceName]count // of services that have ports
+	total     count
+	skipped   map[catalog.ServiceName][]plan.Skip
+	refused   map[catalog.ServiceName]error
+	triggered map[catalog.ServiceName]time.Time // newest change trigger that was accounted for
+	started   time.Time
+	adopted   bool // the kernel holds what the catalogue says; else everything is gone through
+	lastApply time.Time
+	lastErr   error
+}
+
+type count struct{ services, ports, endpoints int }
+
+func (c *count) add(o count, by int) {
+	c.services += by * o.services
+	c.ports += by * o.ports
+	c.endpoints += by * o.endpoints
+}
+
+// New checks the configuration. Nothing is touched before Start.
+func New(cat *catalog.Catalog, cfg Config) (*Proxy, error) {
+	if err := cfg.complete(); err != nil {
+		return nil, err
+	}
+	p := &Proxy{
+		cat: cat, cfg: cfg, log: cfg.Logger,
+		claims:    newClaims(),
+		counts:    make(map[catalog.ServiceName]count),
+		skipped:   make(map[catalog.ServiceName][]plan.Skip),
+		refused:   make(map[catalog.ServiceName]error),
+		triggered: make(map[catalog.ServiceName]time.Time),
+	}
+	var err error
+	if p.metrics, err = newMetrics(cfg.Registerer); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// Start opens the dataplane and begins to keep it up, until ctx is done. What
+// an earlier process left in the kernel goes on working.
+func (p *Proxy) Start(ctx context.Context) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.data != nil {
+		return errors.New("proxy: started twice")
+	}
+	p.nodeFacts = p.node()
+	rules, err := p.rules(p.nodeFacts)
+	if err != nil {
+		return fmt.Errorf("proxy: %w", err)
+	}
+	p.rulesNow = rules
+	data, err := nftables.Open(nftables.Config{
+		Rules: rules, MasqueradeBit: *p.cfg.MasqueradeBit, IPv4: p.cfg.IPv4, IPv6: p.cfg.IPv6, Logger: p.log,
+	})
+	if err != nil {
+		return err
+	}
+	p.data, p.started = data, time.Now()
+	if len(p.cfg.NodeDNS) > 0 {
+		if err := p.keepNodeDNS(); err != nil {
+			p.log.Error("cannot keep DNS on this node", "err", err)
+		}
+	}
+	ctx, p.stop = context.WithCancel(ctx)
+	p.loops.Add(1)
+	go p.keep(ctx)
+	return nil
+}
+
+// Close ends the upkeep. The kernel's tables stay and go on working.
+func (p *Proxy) Close() error {
+	if p.stop == nil {
+		return nil
+	}
+	p.stop()
+	p.loops.Wait()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.data == nil {
+		return nil
+	}
+	err := p.data.Close()
+	p.data = nil
+	return err
+}
+
+// Cleanup removes everything that any Proxy put into the kernel, in the
+// present network namespace.
+func Cleanup() error { return nftables.Cleanup() }
+
+// Apply brings the kernel up to date with the changed services, and returns
+// when it confirmed. A service that the kernel refuses does not keep the others
+// out: it is named by Status, and is no error.
+//
+// Before the catalogue is synced nothing is done: what is missing may only be
+// late.
+func (p *Proxy) Apply(ctx context.Context, ch catalog.Changes) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.data == nil {
+		return errors.New("proxy: not started")
+	}
+	if !ch.Synced && !p.adopted {
+		return nil
+	}
+	if p.nodeChanged(&ch) {
+		if err := p.refreshNode(); err != nil {
+			return p.outcome(err)
+		}
+	}
+	if !p.adopted {
+		return p.outcome(p.adopt(ctx))
+	}
+	if len(ch.Services) == 0 {
+		return nil
+	}
+	return p.outcome(p.apply(ctx, ch.Services))
+}
+
+func (p *Proxy) outcome(err error) error {
+	p.lastErr = err
+	if err != nil {
+		// What the kernel holds is not certain now: the next call looks.
+		p.adopted = false
+		p.metrics.failures.inc(p.cfg)
+	}
+	return err
+}
+
+// refreshNode looks at the node again. If something that rules or plans depend
+// on is new, everything is gone through.
+func (p *Proxy) refreshNode() error {
+	n := p.node()
+	rules, err := p.rules(n)
+	if err != nil {
+		return fmt.Errorf("proxy: %w", err)
+	}
+	if !slices.Equal(rules.NodePortAddrs, p.rulesNow.NodePortAddrs) || !slices.Equal(rules.Detect.CIDRs, p.rulesNow.Detect.CIDRs) {
+		p.log.Info("node addresses changed", "nodePortAddresses", rules.NodePortAddrs)
+		if err := p.data.SetRules(rules); err != nil {
+			return err
+		}
+		p.rulesNow, p.adopted = rules, false
+	}
+	if n.Zone != p.nodeFacts.Zone || !slices.Equal(n.IPs, p.nodeFacts.IPs) {
+		p.adopted = false
+	}
+	p.nodeFacts = n
+	return nil
+}
+
+func (p *Proxy) planner() plan.Planner {
+	return plan.Planner{Node: p.nodeFacts, Options: plan.Options{NoExternalIPs: p.cfg.NoExternalIPs}}
+}
+
+// adopt plans every service and makes the kernel hold just these.
+func (p *Proxy) adopt(ctx context.Context) error {
+	start := time.Now()
+	var names []catalog.ServiceName
+	p.cat.Services(func(n catalog.ServiceName, e catalog.Entry) bool {
+		if e.Service != nil {
+			names = append(names, n)
+		}
+		return true
+	})
+	slices.SortFunc(names, compareNames)
+	p.claims = newClaims()
+	clear(p.counts)
+	clear(p.skipped)
+	clear(p.refused)
+	p.total = count{}
+	plans, _ := p.plan(names)
+	refused, err := p.data.Adopt(ctx, plans)
+	p.settle(plans, refused)
+	if err != nil {
+		return err
+	}
+	p.adopted, p.lastApply = true, time.Now()
+	p.metrics.full.observe(p.cfg, time.Since(start))
+	p.log.Info("services programmed", "services", p.total.services, "ports", p.total.ports, "endpoints", p.total.endpoints,
+		"refused", len(p.refused), "took", time.Since(start).Round(time.Microsecond))
+	return nil
+}
+
+// apply plans the named services and programs them.
+func (p *Proxy) apply(ctx context.Context, names []catalog.ServiceName) error {
+	start := time.Now()
+	plans, losers := p.plan(names)
+	// Who loses a front end lets go of it before another takes it.
+	if len(losers) > 0 {
+		first := make([]plan.Service, 0, len(losers))
+		for i := range plans {
+			if _, ok := losers[plans[i].Name]; ok {
+				first = append(first, plans[i])
+			}
+		}
+		if _, err := p.data.Apply(ctx, first); err != nil {
+			return err
+		}
+	}
+	refused, err := p.data.Apply(ctx, plans)
+	p.settle(plans, refused)
+	if err != nil {
+		return err
+	}
+	p.lastApply = time.Now()
+	p.metrics.partial.observe(p.cfg, p.lastApply.Sub(start))
+	return nil
+}
+
+// plan plans the named services and those that gain or lose a front end by it.
+// losers are those that may have had a front end which another has now.
+func (p *Proxy) plan(names []catalog.ServiceName) (plans []plan.Service, losers map[catalog.ServiceName]struct{}) {
+	planner := p.planner()
+	plans = make([]plan.Service, 0, len(names))
+	var at map[catalog.ServiceName]int
+	one := func(name catalog.ServiceName) plan.Service {
+		e, _ := p.cat.Service(name)
+		return planner.Service(name, &e)
+	}
+	for i := 0; i < len(names); i++ {
+		s := one(names[i])
+		lost, heirs := p.claims.settle(&s)
+		if j, ok := at[s.Name]; ok {
+			plans[j] = s
+		} else {
+			plans = append(plans, s)
+		}
+		if len(lost)+len(heirs) == 0 {
+			continue
+		}
+		if at == nil {
+			at, losers = make(map[catalog.ServiceName]int), make(map[catalog.ServiceName]struct{})
+		}
+		for j := range plans {
+			at[plans[j].Name] = j
+		}
+		if len(heirs) > 0 {
+			losers[s.Name] = struct{}{}
+		}
+		for _, n := range lost {
+			losers[n] = struct{}{}
+		}
+		names = append(slices.Clip(names), append(lost, heirs...)...)
+	}
+	return plans, losers
+}
+
+// settle records what became of the plans.
+func (p *Proxy) settle(plans []plan.Service, refused []nftables.Refusal) {
+	for i := range plans {
+		s := &plans[i]
+		p.total.add(p.counts[s.Name], -1)
+		delete(p.counts, s.Name)
+		delete(p.refused, s.Name)
+		delete(p.skipped, s.Name)
+		if len(s.Ports) > 0 {
+			c := count{services: 1, ports: len(s.Ports)}
+			for j := range s.Ports {
+				c.endpoints += max(len(s.Ports[j].Cluster), len(s.Ports[j].Local))
+			}
+			p.counts[s.Name] = c
+			p.total.add(c, 1)
+		}
+		if len(s.Skipped) > 0 && len(s.Ports) > 0 {
+			p.skipped[s.Name] = s.Skipped
+		}
+		p.observeTrigger(s.Name)
+	}
+	for _, r := range refused {
+		p.refused[r.Service] = r.Err
+		p.log.Error("the kernel refuses a service; the others are in place", "service", r.Service.String(), "err", r.Err)
+	}
+	p.metrics.refused.Set(float64(len(p.refused)))
+}
+
+// observeTrigger feeds the network programming latency: from the change that
+// an EndpointSlice tells of until now. Slices that changed before this process
+// started say nothing about it.
+func (p *Proxy) observeTrigger(name catalog.ServiceName) {
+	e, _ := p.cat.Service(name)
+	last := p.triggered[name]
+	newest := last
+	for _, s := range e.Slices {
+		if t := s.ChangeTriggered; t.After(last) {
+			if t.After(p.started) {
+				p.metrics.latency.observe(p.cfg, time.Since(t))
+			}
+			if t.After(newest) {
+				newest = t
+			}
+		}
+	}
+	if e.Service == nil && len(e.Slices) == 0 {
+		delete(p.triggered, name)
+	} else if newest != last {
+		p.triggered[name] = newest
+	}
+}
+
+func compareNames(a, b catalog.ServiceName) int {
+	return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+}
+
+// keep is the upkeep that no change of the catalogue asks for.
+func (p *Proxy) keep(ctx context.Context) {
+	defer p.loops.Done()
+	beat := time.NewTicker(p.cfg.NodeDNSTimeout / 3)
+	defer beat.Stop()
+	sweep := time.NewTicker(30 * time.Second)
+	defer sweep.Stop()
+	retry := time.NewTicker(5 * time.Second)
+	defer retry.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-beat.C:
+			p.locked(func() error {
+				if len(p.cfg.NodeDNS) == 0 {
+					return nil
+				}
+				return p.keepNodeDNS()
+			}, "cannot keep DNS on this node")
+		case <-sweep.C:
+			p.locked(p.data.Sweep, "cannot remove unused chains")
+		case <-retry.C:
+			p.locked(func() error {
+				// After an error, or when the kernel refused something.
+				if p.lastErr == nil && len(p.refused) == 0 {
+					return nil
+				}
+				return p.outcome(p.adopt(ctx))
+			}, "cannot program services")
+		}
+	}
+}
+
+func (p *Proxy) locked(f func() error, failed string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := f(); err != nil && !errors.Is(err, context.Canceled) {
+		p.log.Error(failed, "err", err)
+	}
+}
+
+func (p *Proxy) keepNodeDNS() error {
+	if p.cfg.NodeDNSAlive != nil && !p.cfg.NodeDNSAlive() {
+		return nil // its elements time out
+	}
+	return p.data.KeepNodeDNS(p.cfg.NodeDNSTimeout)
+}
+
+// ReleaseNodeDNS lets queries go to other nodes at once; for a DNS server that
+// stops in an orderly way.
+func (p *Proxy) ReleaseNodeDNS() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.data == nil || len(p.cfg.NodeDNS) == 0 {
+		return nil
+	}
+	return p.data.KeepNodeDNS(0)
+}
