@@ -67,6 +67,7 @@ func newRootCommand() *cobra.Command {
 		return usageError{fmt.Errorf("%w (see %s --help)", err, cmd.CommandPath())}
 	})
 	root.AddCommand(
+		newDNSCommand(),
 		newVersionCommand(),
 	)
 	return root

@@ -30,6 +30,8 @@ type Answer struct {
 	max       int // n must not exceed it: the client's limit less the OPT record
 	counts    [3]uint16
 	truncated bool
+	overflow  bool // something was left out for want of buf, not of the client's room
+	short     bool // buf is less than what the client can take
 	mixed     bool // Append put records into the answer section: Finish looks for addresses
 	addrs     run
 	rng       uint64
@@ -46,7 +48,10 @@ func NewAnswer(seed uint64) *Answer { return &Answer{rng: seed} }
 func (a *Answer) Begin(q *Query, buf []byte) bool {
 	rng := a.rng
 	*a = Answer{q: q, buf: buf, rng: rng}
-	a.max = min(len(buf), q.Limit())
+	a.max = q.Limit()
+	if len(buf) < a.max {
+		a.max, a.short = len(buf), true
+	}
 	if q.EDNS {
 		a.max -= optLen + len(q.Options)
 	}
@@ -75,6 +80,7 @@ func (a *Answer) Append(s Section, records []byte, count int) bool {
 // section; nil when they do not fit.
 func (a *Answer) Extend(s Section, size, count int) []byte {
 	if a.n+size > a.max {
+		a.overflow = a.short
 		return nil
 	}
 	to := a.buf[a.n : a.n+size : a.n+size]
@@ -89,8 +95,9 @@ func (a *Answer) Len() int { return a.n }
 // Count is the number of records in a section.
 func (a *Answer) Count(s Section) int { return int(a.counts[s]) }
 
-// Truncated tells whether addresses were left out.
-func (a *Answer) Truncated() bool { return a.truncated }
+// Overflow tells that the buffer was too small for what the client could have
+// taken: the answer must be made again in a larger one.
+func (a *Answer) Overflow() bool { return a.overflow }
 
 const (
 	typeA     = 1
@@ -107,7 +114,9 @@ const (
 func (a *Answer) Addresses(packed []byte, size int, ttl uint32) {
 	total := len(packed) / size
 	fit := min(total, (a.max-a.n)/(rrLen+size))
-	a.truncated = a.truncated || fit < total
+	if fit < total {
+		a.truncated, a.overflow = true, a.short
+	}
 	from := 0
 	if fit < total && a.Shuffle {
 		from = int(a.below(uint32(total)))

@@ -68,7 +68,7 @@ func (k *Kubernetes) find(q *wire.Query, m *dns.Msg) (plugin.Outcome, error) {
 		a.Begin(q, room)
 		outcome := k.answer(q, a)
 		switch {
-		case outcome == plugin.Answered && a.Truncated() && len(room) < whole:
+		case a.Overflow() && len(room) < whole:
 			room = make([]byte, whole)
 			continue
 		case outcome != plugin.Answered:

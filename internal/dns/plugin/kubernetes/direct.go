@@ -179,7 +179,7 @@ func (l *lookup) endpoints(s *slot, svc *service, endpoint, port, proto []byte) 
 	switch {
 	case !found:
 		return l.nameError()
-	case l.a.Truncated():
+	case l.a.Overflow():
 		return plugin.Chain
 	case l.a.Count(wire.AnswerSection) == 0:
 		return l.noData()
@@ -269,18 +269,16 @@ func (l *lookup) reverse(addr netip.Addr) plugin.Outcome {
 			}
 			for _, sl := range n.value.slot.now.Load().slices {
 				if ep := readyEndpoint(sl, addr); ep != nil {
-					if l.pointer(n.value.slot, ep) == plugin.Chain {
-						return plugin.Chain
-					}
+					l.pointer(n.value.slot, ep)
 					break
 				}
 			}
 		}
 	}
-	if l.a.Count(wire.AnswerSection) == 0 {
+	if l.a.Count(wire.AnswerSection) == 0 && !l.a.Overflow() {
 		return l.nameError()
 	}
-	return plugin.Answered
+	return l.answered()
 }
 
 // reverseShows tells whether PTR records name the service: the namespaces

@@ -13,9 +13,7 @@ import (
 const (
 	owner     = 0xc00c // the question's name
 	maxTarget = 256
-	// whole is the room from which an answer is not given to the chain for
-	// being too long: the chain itself has no more.
-	whole = 65535
+	whole     = 65535 // the longest message
 )
 
 // addresses answers with all addresses; none is NODATA.
@@ -25,7 +23,7 @@ func (l *lookup) addresses(packed []byte, size int) plugin.Outcome {
 	}
 	l.a.Authoritative = true
 	l.a.Addresses(packed, size, l.k.ttl)
-	return plugin.Answered
+	return l.answered()
 }
 
 // zoneLabels returns the zone in the asker's spelling, in wire form.
@@ -56,13 +54,18 @@ func putFields(b []byte, qtype uint16, ttl uint32, size int) {
 	binary.BigEndian.PutUint16(b[8:], uint16(size))
 }
 
-// tooLong ends an answer that has no more room: in the chain, whose room is the
-// longest message there is, it is truncated.
+// tooLong ends an answer that the client has no more room for: records are
+// left out from the end.
 func (l *lookup) tooLong() plugin.Outcome {
-	if l.q.Limit() < whole {
+	l.a.Truncate()
+	l.a.Authoritative = true
+	return l.answered()
+}
+
+func (l *lookup) answered() plugin.Outcome {
+	if l.a.Overflow() {
 		return plugin.Chain
 	}
-	l.a.Truncate()
 	return plugin.Answered
 }
 

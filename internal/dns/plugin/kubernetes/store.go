@@ -52,6 +52,10 @@ func NewStore(r prometheus.Registerer) *Store {
 	return s
 }
 
+// ForAll is a Stores that gives every server block s, whatever connection it
+// names: for an agent that follows one cluster.
+func (s *Store) ForAll(context.Context, Connection) (*Store, error) { return s, nil }
+
 // Synced tells whether a complete catalogue has been published.
 func (s *Store) Synced() bool { return s.synced.Load() }
 
