@@ -19,8 +19,8 @@ const (
 )
 
 // CheckCollision finds an address or route of the host that is not Rutter's and
-// lies in, or around, one of the given pod CIDRs.
-func CheckCollision(cidrs ...netip.Prefix) error {
+// lies in, or around, one of the given CIDRs. what and flag are for the error.
+func CheckCollision(what, flag string, cidrs ...netip.Prefix) error {
 	links, err := netlink.LinkList()
 	if err != nil {
 		return fmt.Errorf("listing interfaces: %w", err)
@@ -39,7 +39,7 @@ func CheckCollision(cidrs ...netip.Prefix) error {
 			if !have.Overlaps(cidr) || strings.HasPrefix(name, LinkPrefix) || ours(name, have, cidr) {
 				continue
 			}
-			return fmt.Errorf("pod CIDR %s collides with %s on interface %s: give the node another one (--pod-cidr)", cidr, have, name)
+			return fmt.Errorf("%s %s collides with %s on interface %s: choose another with %s", what, cidr, have, name, flag)
 		}
 	}
 	routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
@@ -55,7 +55,7 @@ func CheckCollision(cidrs ...netip.Prefix) error {
 			// A wider route, such as a VPN's, only loses to the pods' own.
 			inside := have.Overlaps(cidr) && have.Bits() >= cidr.Bits()
 			if inside && !strings.HasPrefix(name, LinkPrefix) && !ours(name, have, cidr) {
-				return fmt.Errorf("pod CIDR %s collides with the route to %s by interface %s: give the node another one (--pod-cidr)", cidr, have, name)
+				return fmt.Errorf("%s %s collides with the route to %s by interface %s: choose another with %s", what, cidr, have, name, flag)
 			}
 		}
 	}

@@ -77,7 +77,7 @@ func Claim(cfg Config) (*Sandbox, error) {
 			return nil, fmt.Errorf("pod CIDR %s has no room for pods: give the node a larger one (--pod-cidr of the agent)", cidr)
 		}
 	}
-	if err := route.CheckCollision(cfg.PodCIDRs...); err != nil {
+	if err := route.CheckCollision("pod CIDR", "--pod-cidr", cfg.PodCIDRs...); err != nil {
 		return nil, err
 	}
 	unlock, err := lockRunDir(cfg.RunDir)
