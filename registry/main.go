@@ -47,7 +47,7 @@ func main() {
 	}
 
 	log := logging.New(os.Stderr, c.LogLevel, c.LogFormat)
-	logging.Adopt(log)
+	stopping := logging.Adopt(log)
 	rest.SetDefaultWarningHandler(rest.NoWarnings{}) // Endpoints is deprecated; its controller is ours
 	klog.OsExit = func(int) { os.Exit(exitFailure) }
 	if os.Getenv("GOGC") == "" {
@@ -61,13 +61,13 @@ func main() {
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	go func() {
 		<-signals
+		stopping()
 		cancel()
 		s := <-signals
 		os.Exit(128 + int(s.(syscall.Signal)))
 	}()
 
-	err = lifecycle.Run(ctx, c, v, log, func(err error) { fail(exitFailure, err) })
-	if err != nil && !errors.Is(err, context.Canceled) {
+	if err := lifecycle.Run(ctx, c, v, log, func(err error) { fail(exitFailure, err) }); err != nil {
 		fail(exitFailure, err)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -83,7 +84,7 @@ func Parse(args []string, outbound Outbound) (Config, string, error) {
 	var (
 		dataDir       = fs.String("data-dir", defaultDataDir, "directory for etcd's data, certificates, keys and kubeconfigs")
 		bind          = fs.String("bind-address", "127.0.0.1", "IP address to serve the API on; 0.0.0.0 or :: for all")
-		port          = fs.Int("secure-port", 6443, "port to serve the API on; 0 picks a free one")
+		port          = fs.String("secure-port", "6443", "port to serve the API on; 0 picks a free one")
 		advertise     = fs.String("advertise-address", "", "IP address under which other hosts reach this API server (default: --bind-address, or this host's address when that is 0.0.0.0 or ::)")
 		serviceCIDR   = fs.String("service-cidr", defaultServiceCIDR, "range of cluster IPs; two ranges, comma separated, for dual stack")
 		podCIDR       = fs.String("pod-cidr", defaultPodCIDR4, "range out of which each node gets a part for its pods; two ranges, comma separated, for dual stack (default for IPv6: "+defaultPodCIDR6+")")
@@ -123,10 +124,11 @@ func Parse(args []string, outbound Outbound) (Config, string, error) {
 	if c.Bind, err = parseAddr("--bind-address", *bind); err != nil {
 		return c, usage, err
 	}
-	if *port < 0 || *port > 65535 {
-		return c, usage, fmt.Errorf("--secure-port %d is not a port; give 1 to 65535", *port)
+	p, err := strconv.ParseUint(*port, 10, 16)
+	if err != nil {
+		return c, usage, fmt.Errorf("--secure-port %q is not a port; give 1 to 65535", *port)
 	}
-	c.Port = uint16(*port)
+	c.Port = uint16(p)
 	if c.ServiceCIDRs, err = parseRanges("--service-cidr", *serviceCIDR, checkServiceRange); err != nil {
 		return c, usage, err
 	}

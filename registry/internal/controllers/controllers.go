@@ -28,6 +28,7 @@ import (
 	"github.com/rutter-project/rutter/registry/internal/config"
 	corev1 "k8s.io/api/core/v1"
 	apimeta "k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/discovery/cached/memory"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
@@ -35,6 +36,7 @@ import (
 	"k8s.io/client-go/metadata/metadatainformer"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/restmapper"
+	"k8s.io/klog/v2"
 	"k8s.io/kubernetes/pkg/controller/deployment"
 	"k8s.io/kubernetes/pkg/controller/endpoint"
 	"k8s.io/kubernetes/pkg/controller/endpointslice"
@@ -160,6 +162,11 @@ func Run(ctx context.Context, o Options, log *slog.Logger, started func()) error
 			log.Error("a controller's cache could not be filled", "kind", kind.String())
 		}
 	}
+	// The collector's informers are its own: it makes them after it has asked
+	// the server what there is.
+	_ = wait.PollUntilContextTimeout(ctx, 20*time.Millisecond, garbageFirstSync, true, func(context.Context) (bool, error) {
+		return garbage.IsSynced(klog.Background()), nil
+	}) // if it fails the collector goes on trying, and says so
 	if ctx.Err() == nil {
 		started()
 	}

@@ -35,9 +35,12 @@ const closeTime = 3 * time.Second
 // StartEmbedded runs etcd on a unix socket; no TCP port is opened. fatal is
 // called, from any goroutine, when etcd finds that it cannot go on; it must
 // not return. etcd does that by zap's Fatal and Panic, also long after start.
-func StartEmbedded(ctx context.Context, dir, socket string, log *slog.Logger, fatal func(error)) (_ *Embedded, err error) {
+func StartEmbedded(ctx context.Context, dir, socket string, log *slog.Logger, fatal func(error)) (*Embedded, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making etcd's directory: %w", err)
+	}
+	if err := inspect(dir); err != nil {
+		return nil, unusable(dir, err.Error())
 	}
 	// The lock on the data directory says that nobody listens there.
 	if err := os.Remove(socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -66,11 +69,6 @@ func StartEmbedded(ctx context.Context, dir, socket string, log *slog.Logger, fa
 	c.BootstrapDefragThresholdMegabytes = 100
 	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.New(core, zap.WithFatalHook(hook), zap.WithPanicHook(hook)))
 
-	defer func() {
-		if p := recover(); p != nil { // bbolt panics on pages that make no sense
-			err = unusable(dir, fmt.Sprint(p))
-		}
-	}()
 	e, err := embed.StartEtcd(c)
 	if err != nil {
 		return nil, unusable(dir, err.Error())
@@ -113,7 +111,7 @@ func (e *Embedded) Err() <-chan error { return e.etcd.Err() }
 // files are closed. It does not close the gRPC server first, as embed's Close
 // does: that waits for streams which the API server's storage leaves open, up
 // to the request timeout of more than 5 s (embed, stopServers). The caller
-// ends the process after Close, and the socket with it.
+// ends the process after Close.
 func (e *Embedded) Close() {
 	done := make(chan struct{})
 	go func() {
@@ -122,6 +120,7 @@ func (e *Embedded) Close() {
 	}()
 	select {
 	case <-done:
+		os.Remove(e.etcd.Config().ListenClientUrls[0].Path) // tidiness; a start removes it too
 	case <-time.After(closeTime):
 		e.log.Warn("etcd did not stop in time; its log will be replayed at the next start", "waited", closeTime)
 	}

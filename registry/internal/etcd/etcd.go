@@ -15,6 +15,7 @@ import (
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+	"google.golang.org/grpc"
 )
 
 // Store says how to reach etcd.
@@ -41,17 +42,12 @@ const probeTime = 15 * time.Second
 
 // Probe waits until one endpoint answers and checks that its version fits.
 func (s Store) Probe(ctx context.Context, log *slog.Logger) error {
-	c, err := s.client()
-	if err != nil {
-		return err
-	}
-	defer c.Close()
 	ctx, cancel := context.WithTimeout(ctx, probeTime)
 	defer cancel()
 	for said := false; ; {
 		var last error
 		for _, e := range s.Endpoints {
-			version, err := status(ctx, c, e)
+			version, err := s.version(ctx, e)
 			if err == nil {
 				return checkVersion(e, version)
 			}
@@ -59,38 +55,45 @@ func (s Store) Probe(ctx context.Context, log *slog.Logger) error {
 		}
 		if !said {
 			said = true
-			log.Info("waiting for etcd", "endpoints", s.Where, "at most", probeTime, "error", plain(last))
+			log.Info("waiting for etcd", "at most", probeTime, "error", last)
 		}
 		select {
 		case <-ctx.Done():
 			if errors.Is(ctx.Err(), context.Canceled) {
 				return ctx.Err()
 			}
-			return fmt.Errorf("no etcd answered within %v (%w); check --etcd-endpoints, that etcd runs, and the --etcd-…file certificates", probeTime, plain(last))
+			return fmt.Errorf("no etcd answered within %v (%w); check --etcd-endpoints, that etcd runs, and the certificates given with --etcd-cafile, --etcd-certfile and --etcd-keyfile", probeTime, last)
 		case <-time.After(500 * time.Millisecond):
 		}
 	}
 }
 
-func status(ctx context.Context, c *clientv3.Client, endpoint string) (string, error) {
+// version connects to one endpoint and asks for its version. It connects
+// before it asks: only then does the error say why there is no connection.
+func (s Store) version(ctx context.Context, endpoint string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
+	c, err := s.client(ctx, []string{endpoint}, grpc.WithBlock(), grpc.FailOnNonTempDialError(true), grpc.WithReturnConnectionError()) //nolint:staticcheck // the replacement has no such error
+	if err != nil {
+		return "", plain(err)
+	}
+	defer c.Close()
 	r, err := c.Status(ctx, endpoint)
 	if err != nil {
-		return "", err
+		return "", plain(err)
 	}
 	return r.Version, nil
 }
 
 // Get reads one key below the prefix; nil when it does not exist.
 func (s Store) Get(ctx context.Context, key string) ([]byte, error) {
-	c, err := s.client()
+	ctx, cancel := context.WithTimeout(ctx, probeTime)
+	defer cancel()
+	c, err := s.client(ctx, s.Endpoints)
 	if err != nil {
 		return nil, err
 	}
 	defer c.Close()
-	ctx, cancel := context.WithTimeout(ctx, probeTime)
-	defer cancel()
 	r, err := c.Get(ctx, s.Prefix+key)
 	if err != nil {
 		return nil, fmt.Errorf("reading %s from etcd (%s): %w", s.Prefix+key, s.Where, plain(err))
@@ -101,27 +104,23 @@ func (s Store) Get(ctx context.Context, key string) ([]byte, error) {
 	return r.Kvs[0].Value, nil
 }
 
-func (s Store) client() (*clientv3.Client, error) {
+func (s Store) client(ctx context.Context, endpoints []string, o ...grpc.DialOption) (*clientv3.Client, error) {
 	var t *tls.Config
-	if s.CAFile != "" || s.CertFile != "" || strings.HasPrefix(s.Endpoints[0], "https:") {
+	if strings.HasPrefix(endpoints[0], "https:") {
 		info := transport.TLSInfo{TrustedCAFile: s.CAFile, CertFile: s.CertFile, KeyFile: s.KeyFile}
 		var err error
 		if t, err = info.ClientConfig(); err != nil {
-			return nil, fmt.Errorf("the certificates for etcd cannot be used (%w); check --etcd-cafile, --etcd-certfile and --etcd-keyfile", err)
+			return nil, fmt.Errorf("the certificates for etcd cannot be used: %w", err)
 		}
 	}
-	c, err := clientv3.New(clientv3.Config{Endpoints: s.Endpoints, TLS: t, DialTimeout: 5 * time.Second, Logger: zap.NewNop()})
-	if err != nil {
-		return nil, fmt.Errorf("preparing to connect to etcd (%s): %w", s.Where, err)
-	}
-	return c, nil
+	return clientv3.New(clientv3.Config{
+		Context: ctx, Endpoints: endpoints, TLS: t, DialTimeout: 3 * time.Second,
+		DialOptions: o, Logger: zap.NewNop(),
+	})
 }
 
 // plain shortens gRPC's way of putting things.
 func plain(err error) error {
-	if err == nil {
-		return nil
-	}
 	s := err.Error()
 	if _, after, ok := strings.Cut(s, "desc = "); ok {
 		s = strings.Trim(after, `"`)

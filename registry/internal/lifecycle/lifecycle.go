@@ -1,7 +1,8 @@
 // Package lifecycle starts the parts of the registry in order, watches them
 // and stops them in reverse:
 //
-//	port → data directory → certificates → etcd → API server → controllers
+//	port → external etcd answers → data directory → certificates
+//	     → embedded etcd → API server → controllers
 //
 // What can fail because of the command line or the host fails first, before
 // anything is written.
@@ -38,10 +39,23 @@ const (
 // Version is what --version and /version tell.
 type Version struct{ Registry, Kubernetes, Etcd string }
 
-// Run runs the registry until ctx ends, or until a part fails. fatal is
+// Run runs the registry until ctx ends, which is not an error, or until a part
+// fails. fatal is
 // called when etcd gives up in a goroutine of its own; it must not return.
 func Run(ctx context.Context, c config.Config, v Version, log *slog.Logger, fatal func(error)) error {
 	began := time.Now()
+	err := run(ctx, c, v, log, began, fatal)
+	if ctx.Err() != nil {
+		if err != nil && !errors.Is(err, context.Canceled) {
+			log.Debug("while stopping", "error", err)
+		}
+		log.Info("stopped", "ran", time.Since(began).Round(time.Second))
+		return nil
+	}
+	return err
+}
+
+func run(ctx context.Context, c config.Config, v Version, log *slog.Logger, began time.Time, fatal func(error)) error {
 	since := func() string { return fmt.Sprintf("%.1fs", time.Since(began).Seconds()) }
 
 	ln, err := listen(ctx, c)
@@ -51,6 +65,13 @@ func Run(ctx context.Context, c config.Config, v Version, log *slog.Logger, fata
 	defer ln.Close()
 	c.Port = uint16(ln.Addr().(*net.TCPAddr).Port)
 
+	store := etcd.External(c.Etcd)
+	if c.Etcd.External() {
+		if err := store.Probe(ctx, log); err != nil {
+			return err
+		}
+		log.Info("external etcd answers, after "+since(), "endpoints", store.Where)
+	}
 	dir, err := datadir.Open(c.DataDir)
 	if err != nil {
 		return err
@@ -66,22 +87,13 @@ func Run(ctx context.Context, c config.Config, v Version, log *slog.Logger, fata
 		return err
 	}
 
-	store := etcd.External(c.Etcd)
 	var etcdEnded <-chan error // nil, and so never ready, with an external etcd
-	if c.Etcd.External() {
-		if err := store.Probe(ctx, log); err != nil {
-			return err
-		}
-		log.Info("external etcd answers, after "+since(), "endpoints", store.Where)
-	} else {
+	if !c.Etcd.External() {
 		e, err := etcd.StartEmbedded(ctx, dir.Etcd(), dir.EtcdSocket(), log, fatal)
 		if err != nil {
 			return err
 		}
-		defer func() {
-			e.Close()
-			log.Info("stopped", "after", time.Since(began).Round(time.Second))
-		}()
+		defer e.Close()
 		store, etcdEnded = e.Store(), e.Err()
 		log.Info("etcd ready, after " + since())
 	}

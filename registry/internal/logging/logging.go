@@ -12,6 +12,7 @@ import (
 	"io"
 	"log/slog"
 	"strings"
+	"sync/atomic"
 
 	"google.golang.org/grpc/grpclog"
 	"k8s.io/klog/v2"
@@ -28,17 +29,22 @@ func New(w io.Writer, level slog.Level, format string) *slog.Logger {
 
 // Adopt leads the process-wide logs of libraries into l. It must run before
 // the first library logs: klog's logger is not guarded against later changes.
-func Adopt(l *slog.Logger) {
+// The caller calls stopping when the process is about to stop: from then on
+// libraries report what they can no longer reach, and none of it matters.
+func Adopt(l *slog.Logger) (stopping func()) {
+	var stops atomic.Bool
 	slog.SetLogLoggerLevel(slog.LevelDebug) // package log has no levels; what still uses it is not for operators
 	slog.SetDefault(l)
-	klog.SetSlogLogger(slog.New(library{l.With("from", "kubernetes").Handler(), kubernetesHarmless}))
+	klog.SetSlogLogger(slog.New(library{l.With("from", "kubernetes").Handler(), kubernetesHarmless, &stops}))
 	grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, io.Discard)) // every failure it reports is also returned to the caller
+	return func() { stops.Store(true) }
 }
 
 // library is the handler between a library and the log.
 type library struct {
 	slog.Handler
 	harmless []string
+	stopping *atomic.Bool
 }
 
 func (h library) Enabled(ctx context.Context, level slog.Level) bool {
@@ -52,7 +58,7 @@ func (h library) Enabled(ctx context.Context, level slog.Level) bool {
 }
 
 func (h library) Handle(ctx context.Context, r slog.Record) error {
-	if r.Level < slog.LevelError || h.isHarmless(r) {
+	if r.Level < slog.LevelError || h.stopping.Load() || h.isHarmless(r) {
 		r.Level = slog.LevelDebug
 		if !h.Handler.Enabled(ctx, r.Level) {
 			return nil
@@ -74,11 +80,11 @@ func (h library) isHarmless(r slog.Record) bool {
 }
 
 func (h library) WithAttrs(a []slog.Attr) slog.Handler {
-	return library{h.Handler.WithAttrs(a), h.harmless}
+	return library{h.Handler.WithAttrs(a), h.harmless, h.stopping}
 }
 
 func (h library) WithGroup(g string) slog.Handler {
-	return library{h.Handler.WithGroup(g), h.harmless}
+	return library{h.Handler.WithGroup(g), h.harmless, h.stopping}
 }
 
 func anyIn(s string, subs []string) bool {
@@ -101,15 +107,10 @@ var kubernetesHarmless = []string{
 	// No manifest of allowed metric labels is given, on purpose
 	// (k8s.io/component-base/metrics, SetLabelAllowListFromManifest).
 	"The manifest file is empty, ignoring.",
-	// Open watches, the server's own among them, when the registry stops.
-	"Failed to shutdown server: context deadline exceeded",
-	// Watches and requests that end because the registry stops.
+	// Watches and requests whose other end went away.
 	"context canceled",
-	"apiserver is shutting down",
 	"http2: server connection lost",
-	"http: Server closed",
 	"use of closed network connection",
-	"the client connection is closing",
 	// Controllers retry after a conflict; the retry decides.
 	"the object has been modified; please apply your changes to the latest version and try again",
 }
