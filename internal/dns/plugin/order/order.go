@@ -10,9 +10,11 @@ import (
 	"github.com/rutter-project/rutter/internal/dns/plugin/health"
 	"github.com/rutter-project/rutter/internal/dns/plugin/hosts"
 	"github.com/rutter-project/rutter/internal/dns/plugin/kubernetes"
+	"github.com/rutter-project/rutter/internal/dns/plugin/loadbalance"
 	"github.com/rutter-project/rutter/internal/dns/plugin/log"
 	"github.com/rutter-project/rutter/internal/dns/plugin/loop"
 	"github.com/rutter-project/rutter/internal/dns/plugin/metadata"
+	"github.com/rutter-project/rutter/internal/dns/plugin/prometheus"
 	"github.com/rutter-project/rutter/internal/dns/plugin/ready"
 	"github.com/rutter-project/rutter/internal/dns/plugin/reload"
 )
@@ -58,7 +60,7 @@ func List(stores kubernetes.Stores) []plugin.Entry {
 		{"health", health.Setup, configures},
 		{"pprof", nil, configures},
 		{"shed", nil, configures},
-		{"prometheus", nil, observes},
+		{"prometheus", prometheus.Setup, observes},
 		{"errors", errors.Setup, observes},
 		{"log", log.Setup, observes},
 		{"dnstap", nil, observes},
@@ -66,7 +68,7 @@ func List(stores kubernetes.Stores) []plugin.Entry {
 		{"dns64", nil, changes},
 		{"any", nil, local},
 		{"chaos", nil, local},
-		{"loadbalance", nil, changes},
+		{"loadbalance", loadbalance.Setup, changes},
 		{"tsig", nil, changes},
 		{"rewrite", nil, changes},
 		{"autopath", nil, changes},
