@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -38,50 +38,92 @@ func RunElected(ctx context.Context, loopback *rest.Config, log *slog.Logger, ru
 		return fmt.Errorf("naming this registry for the election of the controllers' leader: %w", err)
 	}
 	me := host + "_" + string(uuid.NewUUID())
-	var told atomic.Bool
+	tell := sync.OnceFunc(elsewhere)
 	for ctx.Err() == nil {
-		var failed error
-		// RunOrDie's callback runs in its own goroutine; done says when it
-		// has ended, so that two terms never overlap.
-		done := make(chan struct{})
-		var began atomic.Bool
-		le, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
-			Lock: &resourcelock.LeaseLock{
-				LeaseMeta:  metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: leaseName},
-				Client:     client.CoordinationV1(),
-				LockConfig: resourcelock.ResourceLockConfig{Identity: me},
-			},
-			LeaseDuration: leaseDuration, RenewDeadline: renewDeadline, RetryPeriod: retryPeriod,
-			ReleaseOnCancel: true,
-			Name:            leaseName,
-			Callbacks: leaderelection.LeaderCallbacks{
-				OnStartedLeading: func(term context.Context) {
-					began.Store(true)
-					defer close(done)
-					failed = run(term)
-				},
-				OnStoppedLeading: func() {},
-				OnNewLeader: func(id string) {
-					if id != me && told.CompareAndSwap(false, true) {
-						log.Info("another registry runs the controllers", "leader", id)
-						elsewhere()
-					}
-				},
-			},
-		})
+		failed, err := oneTerm(ctx, client, me, log, run, tell)
 		if err != nil {
 			return fmt.Errorf("preparing the election of the controllers' leader: %w", err)
 		}
-		le.Run(ctx)
-		if began.Load() {
-			<-done
-			if failed != nil {
-				return failed
-			}
-			if ctx.Err() == nil {
-				log.Warn("another registry took over the controllers, or etcd was away for too long; standing by")
-			}
+		if failed != nil {
+			return failed
+		}
+		if ctx.Err() == nil {
+			log.Warn("this registry no longer leads the controllers: another one took over, or etcd was away for too long; standing by")
 		}
 	}
 	return nil
+}
+
+// oneTerm waits to lead, leads, and returns when the term has ended. When ctx
+// ends, the controllers stop first and the lease is given back after that.
+func oneTerm(ctx context.Context, client kubernetes.Interface, me string, log *slog.Logger, run func(context.Context) error, elsewhere func()) (failed, err error) {
+	election, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	var t term
+	le, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
+		Lock: &resourcelock.LeaseLock{
+			LeaseMeta:  metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: leaseName},
+			Client:     client.CoordinationV1(),
+			LockConfig: resourcelock.ResourceLockConfig{Identity: me},
+		},
+		LeaseDuration: leaseDuration, RenewDeadline: renewDeadline, RetryPeriod: retryPeriod,
+		ReleaseOnCancel: true,
+		Name:            leaseName,
+		Callbacks: leaderelection.LeaderCallbacks{
+			OnStartedLeading: func(leading context.Context) {
+				if !t.begin() {
+					return
+				}
+				defer t.running.Done()
+				leading, stop := context.WithCancel(leading)
+				defer stop()
+				defer context.AfterFunc(ctx, stop)()
+				if failed = run(leading); failed != nil {
+					end()
+				}
+			},
+			OnStoppedLeading: func() {},
+			OnNewLeader: func(id string) {
+				if id != me {
+					log.Info("another registry runs the controllers", "leader", id)
+					elsewhere()
+				}
+			},
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer context.AfterFunc(ctx, func() {
+		t.close()
+		end()
+	})()
+	le.Run(election)
+	t.close()
+	return failed, nil
+}
+
+// term keeps two terms from overlapping: the elector starts its callback in a
+// goroutine that nothing waits for, and that may come to run after the end.
+type term struct {
+	mu      sync.Mutex
+	closed  bool
+	running sync.WaitGroup
+}
+
+func (t *term) begin() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.closed {
+		t.running.Add(1)
+	}
+	return !t.closed
+}
+
+// close lets no run begin any more and waits for the one that has begun.
+func (t *term) close() {
+	t.mu.Lock()
+	t.closed = true
+	t.mu.Unlock()
+	t.running.Wait()
 }
