@@ -17,7 +17,7 @@ import (
 
 // The cluster under measurement: services svc-0, svc-1, … spread over ten
 // namespaces, each with one slice of endpoints, written directly (the services
-// have no selector). Every tenth service is headless.
+// have no selector).
 
 const (
 	namespaces = 10
@@ -26,12 +26,22 @@ const (
 	parallel = 64
 )
 
+// shape is how large a cluster is.
+type shape struct {
+	services, endpoints int  // endpoints of each service
+	headless            bool // every tenth service is headless; else none
+}
+
+func (s shape) String() string {
+	return fmt.Sprintf("%s services × %d endpoints", count(float64(s.services)), s.endpoints)
+}
+
 // service is the i-th service of the cluster.
 type service int
 
 func (i service) namespace() string { return fmt.Sprintf("ns%d", int(i)/10%namespaces) }
 func (i service) name() string      { return fmt.Sprintf("svc-%d", int(i)) }
-func (i service) headless() bool    { return i%10 == 9 }
+func (i service) tenth() bool       { return i%10 == 9 }
 func (i service) fqdn() string      { return i.name() + "." + i.namespace() + ".svc.cluster.local." }
 
 // clusterIP is fixed, so that a generated zone file can name it. The first
@@ -47,13 +57,13 @@ func ipv4(v uint32) netip.Addr {
 	return netip.AddrFrom4([4]byte{byte(v >> 24), byte(v >> 16), byte(v >> 8), byte(v)})
 }
 
-func (i service) object() *corev1.Service {
+func (i service) object(headless bool) *corev1.Service {
 	s := &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{Namespace: i.namespace(), Name: i.name()},
 		Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{
 			Name: "http", Protocol: corev1.ProtocolTCP, Port: 80, TargetPort: intstr.FromInt32(8080)}}},
 	}
-	if i.headless() {
+	if headless && i.tenth() {
 		s.Spec.ClusterIP = corev1.ClusterIPNone
 	} else {
 		s.Spec.ClusterIP = i.clusterIP().String()
@@ -78,8 +88,8 @@ func (i service) slice(perService int) *discoveryv1.EndpointSlice {
 	return s
 }
 
-// fill makes the services [from, to) with their slices; what exists stays.
-func fill(ctx context.Context, client kubernetes.Interface, from, to, perService int, progress func(done int)) error {
+// fill makes the cluster's objects; what exists stays.
+func (s shape) fill(ctx context.Context, client kubernetes.Interface, progress func(done int)) error {
 	for n := range namespaces {
 		ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("ns%d", n)}}
 		if _, err := client.CoreV1().Namespaces().Create(ctx, ns, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
@@ -89,16 +99,15 @@ func fill(ctx context.Context, client kubernetes.Interface, from, to, perService
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var next, done atomic.Int64
-	next.Store(int64(from))
 	var workers sync.WaitGroup
 	for range parallel {
 		workers.Go(func() {
 			for ctx.Err() == nil {
 				i := service(next.Add(1) - 1)
-				if int(i) >= to {
+				if int(i) >= s.services {
 					return
 				}
-				if err := create(ctx, client, i, perService); err != nil {
+				if err := s.create(ctx, client, i); err != nil {
 					cancel(fmt.Errorf("creating service %s/%s: %w", i.namespace(), i.name(), err))
 					return
 				}
@@ -112,11 +121,11 @@ func fill(ctx context.Context, client kubernetes.Interface, from, to, perService
 	return context.Cause(ctx)
 }
 
-func create(ctx context.Context, client kubernetes.Interface, i service, perService int) error {
-	if _, err := client.DiscoveryV1().EndpointSlices(i.namespace()).Create(ctx, i.slice(perService), metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
+func (s shape) create(ctx context.Context, client kubernetes.Interface, i service) error {
+	if _, err := client.DiscoveryV1().EndpointSlices(i.namespace()).Create(ctx, i.slice(s.endpoints), metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
 		return err
 	}
-	if _, err := client.CoreV1().Services(i.namespace()).Create(ctx, i.object(), metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
+	if _, err := client.CoreV1().Services(i.namespace()).Create(ctx, i.object(s.headless), metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
 		return err
 	}
 	return nil

@@ -130,7 +130,7 @@ func writeZone(dir string, services int) error {
 	var z strings.Builder
 	z.WriteString("$ORIGIN cluster.local.\n$TTL 30\n@ SOA ns.dns hostmaster 1 7200 1800 86400 30\n@ NS ns.dns\nns.dns A 10.96.0.10\n")
 	for i := range service(services) {
-		if !i.headless() {
+		if !i.tenth() {
 			fmt.Fprintf(&z, "%s A %s\n_http._tcp.%[1]s SRV 0 100 80 %[1]s\n", i.fqdn(), i.clusterIP())
 			continue
 		}
@@ -148,7 +148,7 @@ func writeHosts(dir string, services int) error {
 	var hosts, srv strings.Builder
 	for i := range service(services) {
 		name := strings.TrimSuffix(i.fqdn(), ".")
-		if !i.headless() {
+		if !i.tenth() {
 			fmt.Fprintf(&hosts, "%s %s\n", i.clusterIP(), name)
 			continue
 		}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -104,7 +103,6 @@ type contender struct {
 	sets   []string // names of the query sets it can answer; nil: all
 	blind  bool     // the echo: its answers mean nothing
 	idle   peer.Memory
-	loaded peer.Memory
 }
 
 // measurement of one contender under one query set.
@@ -125,8 +123,9 @@ func (b *bench) dns(ctx context.Context) error {
 		return err
 	}
 	defer reg.Stop()
-	b.say("dns: loading %d services × %d endpoints into the API", b.services, endpointsPerService)
-	if err := fill(ctx, reg.Client, 0, b.services, endpointsPerService, func(n int) { b.say("dns: %d services", n) }); err != nil {
+	cluster := shape{b.services, endpointsPerService, true}
+	b.say("dns: loading %s into the API", cluster)
+	if err := cluster.fill(ctx, reg.Client, func(n int) { b.say("dns: %d services", n) }); err != nil {
 		return err
 	}
 	contenders, err := b.startContenders(dir, reg)
@@ -171,23 +170,26 @@ func (b *bench) loadAll(ctx context.Context, set querySet, file string, all []*c
 	}
 	for round := range rounds + 1 {
 		for _, c := range in {
-			l := load{file: file, addr: c.server.Addr, seconds: seconds}
-			if round == 0 {
-				l.seconds = 1 // fills caches; not counted
-			}
+			l := load{file: file, addr: c.server.Addr, seconds: seconds, once: round == 0}
 			res, cpu, err := b.observe(ctx, c, set, l)
 			if err != nil {
 				return err
 			}
-			if round > 0 {
+			if round > 0 { // the first one fills caches
 				m := took[c.name]
 				m.perSecond = append(m.perSecond, res.perSecond)
 				m.cpu = append(m.cpu, cpu)
 			}
 		}
 	}
-	reference := took["CoreDNS"]
-	rate := int(median(reference.perSecond) / 2)
+	rate := 20000
+	reference, limit := &measurement{}, &measurement{}
+	if m, ok := took["echo"]; ok {
+		limit = m
+	}
+	if m, ok := took["CoreDNS"]; ok {
+		reference, rate = m, int(median(m.perSecond)/2)
+	}
 	for _, c := range in {
 		res, cpu, err := b.observe(ctx, c, set, load{file: file, addr: c.server.Addr, seconds: seconds, rate: rate, latency: true})
 		if err != nil {
@@ -199,7 +201,6 @@ func (b *bench) loadAll(ctx context.Context, set querySet, file string, all []*c
 	t := &table{title: fmt.Sprintf("DNS, %s, %s services", set.name, count(float64(b.services)))}
 	t.add("", "queries/s", "× CoreDNS", "of echo", "CPU µs", "of CoreDNS",
 		fmt.Sprintf("at %s/s: CPU µs", count(float64(rate))), "of CoreDNS", "p50 µs", "p99 µs")
-	limit := took["echo"]
 	for _, c := range in {
 		m := took[c.name]
 		t.add(c.name,
@@ -241,7 +242,15 @@ func (b *bench) startContenders(dir string, reg *peer.Registry) (all []*contende
 		return nil, err
 	}
 	all = append(all, &contender{name: "upstream", server: up, sets: []string{}})
-	text := strings.NewReplacer("KUBECONFIG", reg.Kubeconfig, "UPSTREAM", up.Addr).Replace(corefile)
+	text := corefile
+	if b.corefile != "" {
+		file, err := os.ReadFile(b.corefile)
+		if err != nil {
+			return all, err
+		}
+		text = string(file)
+	}
+	text = strings.NewReplacer("KUBECONFIG", reg.Kubeconfig, "UPSTREAM", up.Addr).Replace(text)
 
 	starts := map[string]func() (*contender, error){
 		"Rutter": func() (*contender, error) {
@@ -257,7 +266,7 @@ func (b *bench) startContenders(dir string, reg *peer.Registry) (all []*contende
 			return &contender{server: s}, err
 		},
 	}
-	order := []string{"echo", "CoreDNS"}
+	order := []string{"Rutter", "echo", "CoreDNS"}
 	for _, d := range debianServers {
 		if d.missing() {
 			b.say("dns: %s is not installed, left out", d.name)
@@ -269,13 +278,10 @@ func (b *bench) startContenders(dir string, reg *peer.Registry) (all []*contende
 		}
 		order = append(order, d.name)
 	}
-	if b.only != "" {
-		if _, ok := starts[b.only]; !ok {
-			return all, fmt.Errorf("-only %s: the servers are %s", b.only, strings.Join(slices.Sorted(maps.Keys(starts)), ", "))
-		}
-		order = slices.DeleteFunc(order, func(n string) bool { return n != b.only && n != "echo" && n != "CoreDNS" })
-	}
 	for _, name := range order {
+		if !b.wanted(name) {
+			continue
+		}
 		c, err := starts[name]()
 		if err != nil {
 			return all, err
@@ -314,8 +320,8 @@ func startEcho(dir string) (*peer.Nameserver, error) {
 }
 
 func (b *bench) printMemory(all []*contender) error {
-	t := &table{title: fmt.Sprintf("DNS, resident memory in MB with %s services × %d endpoints", count(float64(b.services)), endpointsPerService)}
-	t.add("", "synced", "after the load", "of which anonymous")
+	t := &table{title: fmt.Sprintf("DNS, resident memory in MB with %s", shape{b.services, endpointsPerService, true})}
+	t.add("", "synced", "after the load", "anonymous")
 	var errs []error
 	for _, c := range all {
 		if c.name == "upstream" {

@@ -17,11 +17,12 @@ import (
 
 // load is one run of dnsperf.
 type load struct {
-	file    string        // of queries
-	addr    string        // of the server
-	seconds int           // how long
-	rate    int           // queries/s, 0 for as many as possible
-	latency bool          // record the latency of each query; costs the generator CPU
+	file    string // of queries
+	addr    string // of the server
+	seconds int    // how long
+	once    bool   // each query once instead of for some seconds
+	rate    int    // queries/s, 0 for as many as possible
+	latency bool   // record the latency of each query; costs the generator CPU
 }
 
 // loadResult is what dnsperf saw.
@@ -44,7 +45,12 @@ func (l load) run(ctx context.Context) (*loadResult, error) {
 	if err != nil {
 		return nil, err
 	}
-	args := append(slices.Clone(dnsperfArgs), "-s", host, "-p", port, "-d", l.file, "-l", strconv.Itoa(l.seconds))
+	args := append(slices.Clone(dnsperfArgs), "-s", host, "-p", port, "-d", l.file)
+	if l.once {
+		args = append(args, "-n", "1")
+	} else {
+		args = append(args, "-l", strconv.Itoa(l.seconds))
+	}
 	if l.rate > 0 {
 		args = append(args, "-Q", strconv.Itoa(l.rate))
 	}

@@ -13,6 +13,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -22,11 +23,12 @@ import (
 type options struct {
 	bin      string // directory of rutter, rutter-registry and peers/
 	services int    // for dns
-	proxy    shape
+	cluster  shape  // for proxy
 	short    bool
 	markdown bool
 	keep     bool
 	only     string
+	corefile string // file; empty: kubeadm's
 }
 
 // parts are the parts of the benchmark in the order in which they run. They
@@ -74,12 +76,13 @@ func run(ctx context.Context, args []string) (err error) {
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
 	fs.StringVar(&b.bin, "bin", "bin", "directory of rutter, rutter-registry and peers/")
 	fs.IntVar(&b.services, "services", 1000, "services in the DNS part, each with 10 endpoints")
-	fs.IntVar(&b.options.proxy.services, "proxy-services", 10000, "services in the proxy part")
-	fs.IntVar(&b.options.proxy.endpoints, "proxy-endpoints", 10, "endpoints of each service in the proxy part")
+	fs.IntVar(&b.cluster.services, "proxy-services", 10000, "services in the proxy part")
+	fs.IntVar(&b.cluster.endpoints, "proxy-endpoints", 10, "endpoints of each service in the proxy part")
 	fs.BoolVar(&b.short, "short", false, "one short round of everything: shows that it works, not how fast")
 	fs.BoolVar(&b.markdown, "markdown", false, "print the tables as Markdown")
 	fs.BoolVar(&b.keep, "keep", false, "keep the programs' logs and configurations, and say where they are")
-	fs.StringVar(&b.only, "only", "", "in the DNS part, only this server beside CoreDNS and the echo")
+	fs.StringVar(&b.only, "only", "", "run only these, comma separated, such as Rutter,CoreDNS,echo (ratios need CoreDNS, echo and kube-proxy nftables)")
+	fs.StringVar(&b.corefile, "corefile", "", "Corefile for the DNS part instead of kubeadm's; {PORT}, {PORT1}…, KUBECONFIG and UPSTREAM are filled")
 	fs.Usage = func() {
 		fmt.Fprintln(fs.Output(), "Usage: bench [flags] [size] [dns] [proxy]   (no part named: all)")
 		fs.PrintDefaults()
@@ -128,6 +131,11 @@ func run(ctx context.Context, args []string) (err error) {
 // say reports progress.
 func (b *bench) say(format string, args ...any) {
 	fmt.Fprintf(b.progress, "bench: "+format+"\n", args...)
+}
+
+// wanted tells whether a contender takes part.
+func (b *bench) wanted(name string) bool {
+	return b.only == "" || slices.Contains(strings.Split(b.only, ","), name)
 }
 
 // program is the path of a program in the bin directory.

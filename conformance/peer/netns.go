@@ -89,6 +89,30 @@ func onThread(f func() error) error {
 	return <-result
 }
 
+// AddInterface adds an interface with an address that leads nowhere: a veth
+// whose other end stays in the namespace too. (A dummy device would do, but not
+// every kernel has them.)
+func (n *Netns) AddInterface(name, prefix string) error {
+	return n.Do(func() error {
+		addr, err := netlink.ParseAddr(prefix)
+		if err != nil {
+			return err
+		}
+		link := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: name + "-end"}
+		if err := netlink.LinkAdd(link); err != nil {
+			return fmt.Errorf("adding interface %s: %w", name, err)
+		}
+		end, err := netlink.LinkByName(link.PeerName)
+		if err != nil {
+			return fmt.Errorf("finding interface %s: %w", link.PeerName, err)
+		}
+		if err := errors.Join(netlink.LinkSetUp(link), netlink.LinkSetUp(end), netlink.AddrAdd(link, addr)); err != nil {
+			return fmt.Errorf("setting up interface %s: %w", name, err)
+		}
+		return nil
+	})
+}
+
 // Forward makes the outside's TCP address reachable under the same address
 // inside, until Close. That is how a program in the namespace reaches an API
 // server on the host's loopback without a link between the two.

@@ -115,6 +115,28 @@ func (p *Process) CPU() (time.Duration, error) {
 	return time.Duration(ts.Nano()), nil
 }
 
+// CPUWithChildren adds the time of the children that have ended and been
+// waited for, in hundredths of a second.
+func (p *Process) CPUWithChildren() (time.Duration, error) {
+	own, err := p.CPU()
+	if err != nil {
+		return 0, err
+	}
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.PID()))
+	if err != nil {
+		return 0, fmt.Errorf("reading the CPU time of %s's children: %w", p.Name, err)
+	}
+	// proc_pid_stat(5): cutime and cstime are fields 16 and 17; the second
+	// field, the name, may contain spaces but ends with the last parenthesis.
+	f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+	if len(f) < 15 {
+		return 0, fmt.Errorf("reading the CPU time of %s's children: /proc/%d/stat is too short", p.Name, p.PID())
+	}
+	user, err1 := strconv.ParseInt(f[13], 10, 64)
+	system, err2 := strconv.ParseInt(f[14], 10, 64)
+	return own + time.Duration(user+system)*10*time.Millisecond, errors.Join(err1, err2)
+}
+
 // Memory is what a process has in RAM, in bytes.
 type Memory struct {
 	Resident  int64 // all of it
