@@ -55,7 +55,7 @@ func (l *lookup) answer() plugin.Outcome {
 		}
 	}
 	if n == 0 {
-		return l.noData()
+		return l.withoutRecords()
 	}
 	switch kind := string(q.Label(n - 1)); {
 	case kind == "svc":
@@ -64,10 +64,19 @@ func (l *lookup) answer() plugin.Outcome {
 		return l.underPod()
 	case kind == "dns-version" && n == 1 && q.Type == dns.TypeTXT:
 		return l.version()
-	case kind == "dns" && n == 2 && string(q.Label(0)) == "ns" && q.Type != dns.TypeTXT:
+	case kind == "dns" && n == 2 && string(q.Label(0)) == "ns" && q.Type != dns.TypeTXT && q.Type != dns.TypePTR:
 		return plugin.Chain
 	}
 	return l.nameError()
+}
+
+// withoutRecords answers for a name that exists without any record. TXT is a
+// name error there, as in CoreDNS.
+func (l *lookup) withoutRecords() plugin.Outcome {
+	if l.q.Type == dns.TypeTXT {
+		return l.nameError()
+	}
+	return l.noData()
 }
 
 // underSvc is [[[PORT.PROTO.|EP.]SVC.]NS.]svc.
@@ -76,10 +85,10 @@ func (l *lookup) underSvc() plugin.Outcome {
 	var endpoint, port, proto []byte
 	switch n {
 	case 1:
-		return l.noData()
+		return l.withoutRecords()
 	case 2:
 		if l.k.view.exposed(q.Label(0)) {
-			return l.noData()
+			return l.withoutRecords()
 		}
 		return l.nameError()
 	case 3:
@@ -223,13 +232,11 @@ func (l *lookup) underPod() plugin.Outcome {
 	q, n := l.q, l.n
 	switch {
 	case n == 1:
-		return l.noData()
-	case n > 5 || !l.k.view.exposed(q.Label(n-2)):
+		return l.withoutRecords()
+	case n > 5 || l.k.pods == podsDisabled || !l.k.view.exposed(q.Label(n-2)):
 		return l.nameError()
 	case n == 2:
-		return l.noData()
-	case l.k.pods == podsDisabled:
-		return l.nameError()
+		return l.withoutRecords()
 	}
 	addr, ok := dashedAddr(q.Label(n - 3))
 	if !ok || l.k.pods == podsVerified && !l.k.view.podIn(addr, q.Label(n-2)) {
