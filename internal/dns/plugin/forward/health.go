@@ -12,18 +12,19 @@ import (
 // health is what is known of an upstream. Nothing is asked while all is well:
 // an error of a real query starts a check, which goes on until one succeeds.
 //
-//	up ──error of a query──▶ checking ──max_fails checks failed──▶ down
+//	up ──error of a query──▶ checking ──more than max_fails failed──▶ down
 //	▲                            │                                   │
-//	└────────a check succeeds────┴───────────────────────────────────┘
+//	└────────a check succeeds────┴──────────────────────────────────────┘
 type health struct {
 	fails    atomic.Int32 // failed checks in a row
 	mu       sync.Mutex
 	checking bool
 }
 
-// down tells whether the upstream should be passed over.
+// down tells whether the upstream should be passed over: when more than
+// maxFails checks failed in a row (CoreDNS counts so).
 func (u *upstream) down(maxFails int) bool {
-	return maxFails > 0 && int(u.health.fails.Load()) >= maxFails
+	return maxFails > 0 && int(u.health.fails.Load()) > maxFails
 }
 
 // check is what the health checks ask.

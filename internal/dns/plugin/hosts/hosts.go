@@ -128,3 +128,7 @@ func (h *handler) ServeDirect(q *wire.Query, a *wire.Answer) plugin.Outcome {
 	a.Authoritative = true
 	return plugin.Answered
 }
+
+// Owns tells whether name (wire form, lower case) has addresses: what the cache
+// knows of it is out of date then.
+func (h *handler) Owns(name []byte) bool { return h.table.Load().find(name) != nil }

@@ -5,6 +5,7 @@ package order
 import (
 	"github.com/rutter-project/rutter/internal/dns/plugin"
 	"github.com/rutter-project/rutter/internal/dns/plugin/bind"
+	"github.com/rutter-project/rutter/internal/dns/plugin/cache"
 	"github.com/rutter-project/rutter/internal/dns/plugin/errors"
 	"github.com/rutter-project/rutter/internal/dns/plugin/forward"
 	"github.com/rutter-project/rutter/internal/dns/plugin/health"
@@ -73,7 +74,7 @@ func List(stores kubernetes.Stores) []plugin.Entry {
 		{"rewrite", nil, changes},
 		{"autopath", nil, changes},
 		{"acl", nil, changes},
-		{"cache", nil, answers},
+		{"cache", cache.Setup, answers},
 		{"header", nil, changes},
 		{"dnssec", nil, changes},
 		{"tls", nil, configures},

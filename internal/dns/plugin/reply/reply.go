@@ -14,7 +14,7 @@ type Kind uint8
 const (
 	Positive    Kind = iota // an answer, or NOERROR with nothing at all
 	Referral                // name servers in authority, no answer
-	NoName                  // NXDOMAIN with the zone's SOA
+	NoName                  // NXDOMAIN
 	NoData                  // NOERROR without answer, with the zone's SOA
 	ServerError             // SERVFAIL, NOTIMP
 	OtherError              // any other code, or signatures that have expired
@@ -68,6 +68,9 @@ func KindOf(m *dns.Msg, now time.Time) Kind {
 	if len(m.Answer) > 0 && m.Rcode == dns.RcodeSuccess {
 		return Positive
 	}
+	if len(m.Answer) > 0 && m.Rcode == dns.RcodeNameError {
+		return OtherError
+	}
 	soa, ns := false, false
 	for _, rr := range m.Ns {
 		switch rr.Header().Rrtype {
@@ -80,7 +83,7 @@ func KindOf(m *dns.Msg, now time.Time) Kind {
 	switch {
 	case soa && m.Rcode == dns.RcodeSuccess:
 		return NoData
-	case soa && m.Rcode == dns.RcodeNameError:
+	case m.Rcode == dns.RcodeNameError:
 		return NoName
 	case m.Rcode == dns.RcodeServerFailure || m.Rcode == dns.RcodeNotImplemented:
 		return ServerError

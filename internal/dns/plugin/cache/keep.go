@@ -1,0 +1,109 @@
+package cache
+
+import (
+	"context"
+	"strings"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"github.com/rutter-project/rutter/internal/dns/plugin"
+	"github.com/rutter-project/rutter/internal/dns/plugin/reply"
+)
+
+// keeper is the ResponseWriter of a query that was not in the cache: it keeps
+// the reply on its way to the client.
+type keeper struct {
+	dns.ResponseWriter
+	handler *handler
+	ctx     context.Context // of the query: who replied
+	req     *dns.Msg
+	asked   question
+	ad      bool // the client asked for authenticated data
+	refresh bool // drops a denial that the reply replaces
+}
+
+// WriteMsg keeps m if it may be kept and passes it on with the TTLs it is kept
+// with.
+func (k *keeper) WriteMsg(m *dns.Msg) error {
+	if k.local() {
+		return k.ResponseWriter.WriteMsg(m)
+	}
+	k.keep(m)
+	if !k.asked.do && !k.ad {
+		m.AuthenticatedData = false
+	}
+	return k.ResponseWriter.WriteMsg(m)
+}
+
+// Write passes raw bytes on.
+func (k *keeper) Write(b []byte) (int, error) { return k.ResponseWriter.Write(b) }
+
+// local tells whether the reply comes from data of this server's own.
+func (k *keeper) local() bool {
+	t := plugin.TraceOf(k.ctx)
+	return t != nil && k.handler.block.Effect(t.Reached()) == plugin.Local
+}
+
+func (k *keeper) keep(m *dns.Msg) {
+	h := k.handler
+	now := h.now()
+	kind := kindOf(m, now)
+	keep := cacheable(m, kind) // looks at the OPT record, which goes now
+	class, st := &h.success, h.stores.success
+	ttl := h.servfail
+	switch kind {
+	case reply.NoName, reply.NoData:
+		class, st = &h.denial, h.stores.denial
+		ttl = class.clamp(lowestTTL(m, kind, class.ttl))
+	case reply.ServerError:
+		class, st = &h.denial, h.stores.denial
+	default:
+		ttl = class.clamp(lowestTTL(m, kind, class.ttl))
+	}
+	prepare(m, uint32(ttl/time.Second))
+	if !keep || ttl < time.Second {
+		return
+	}
+	o := plugin.OriginOf(k.ctx)
+	c := h.metrics.of(o)
+	if !matches(m, k.req) {
+		c.drops.Inc()
+		return
+	}
+	if qname := strings.ToLower(m.Question[0].Name); class.disabled.Matches(qname) != "" {
+		return
+	}
+	e := newEntry(k.asked, m, uint32(ttl/time.Second), now)
+	if e == nil {
+		return
+	}
+	positive := st == h.stores.success
+	if positive && h.preferPositive && !e.answers {
+		if old := st.get([]byte(e.name), e.qtype, e.qclass, e.do, e.cd); old != nil {
+			if e.lastGood = old; !old.answers {
+				e.lastGood = old.lastGood
+			}
+		}
+	}
+	kindOfStore := 1
+	if positive {
+		kindOfStore = 0
+	}
+	c.evictions[kindOfStore].Add(float64(st.put(e)))
+	if positive && (h.preferPositive && e.answers || !h.preferPositive && k.refresh) {
+		h.stores.denial.remove(k.asked)
+	}
+	h.metrics.held(o, h.stores)
+}
+
+func (c *class) clamp(ttl time.Duration) time.Duration { return min(max(ttl, c.minTTL), c.ttl) }
+
+// matches tells whether m is a reply to r's question.
+func matches(m, r *dns.Msg) bool {
+	if !m.Response || len(m.Question) != 1 {
+		return false
+	}
+	got, want := m.Question[0], r.Question[0]
+	return got.Qtype == want.Qtype && got.Qclass == want.Qclass && strings.EqualFold(got.Name, want.Name)
+}
