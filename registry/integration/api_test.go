@@ -423,6 +423,9 @@ func testServingCertificate(t *testing.T, r *registry) {
 		t.Fatal(err)
 	}
 	block, _ := pem.Decode(b)
+	if string(block.Bytes) == string(before.Raw) {
+		t.Fatal("the certificate on disk did not change; the test shows nothing")
+	}
 	eventually(t, "the new certificate is served", func() error {
 		if string(served().PeerCertificates[0].Raw) != string(block.Bytes) {
 			return errors.New("the old one is")
