@@ -395,6 +395,18 @@ func (p *Proxy) keepNodeDNS() error {
 	return p.data.KeepNodeDNS(p.cfg.NodeDNSTimeout)
 }
 
+// KeepNodeDNS makes queries stay on this node from now on; for a DNS server
+// that begins to answer. Without it they do so within a third of
+// NodeDNSTimeout.
+func (p *Proxy) KeepNodeDNS() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.data == nil || len(p.cfg.NodeDNS) == 0 {
+		return nil
+	}
+	return p.keepNodeDNS()
+}
+
 // ReleaseNodeDNS lets queries go to other nodes at once; for a DNS server that
 // stops in an orderly way.
 func (p *Proxy) ReleaseNodeDNS() error {

@@ -8,6 +8,9 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
 	"github.com/rutter-project/rutter/internal/catalog"
 	"github.com/rutter-project/rutter/internal/proxy"
 	"github.com/rutter-project/rutter/internal/proxy/plan"
@@ -26,6 +29,7 @@ type world struct {
 	sub                         *catalog.Subscription
 	proxy                       *proxy.Proxy
 	node, a, b, client, outside *testnet.Space
+	detect                      plan.Detector
 }
 
 const (
@@ -62,8 +66,39 @@ func newWorld(t testing.TB, change func(*proxy.Config)) *world {
 	if change != nil {
 		change(&cfg)
 	}
+	w.detect = cfg.Detect
 	w.start(cfg)
 	return w
+}
+
+// markSynced says that what the catalogue holds is all there is.
+func (w *world) markSynced() {
+	var services []*catalog.Service
+	var slices []*catalog.EndpointSlice
+	w.cat.Services(func(_ catalog.ServiceName, e catalog.Entry) bool {
+		if e.Service != nil {
+			services = append(services, e.Service)
+		}
+		slices = append(slices, e.Slices...)
+		return true
+	})
+	w.cat.ReplaceServices(services)
+	w.cat.ReplaceSlices(slices)
+}
+
+// conntrack lists the node's tracked connections.
+func (w *world) conntrack() string {
+	var out []byte
+	w.node.Do(func() {
+		flows, err := netlink.ConntrackTableList(netlink.ConntrackTable, unix.AF_INET)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		for _, f := range flows {
+			out = append(out, f.String()+"\n"...)
+		}
+	})
+	return string(out)
 }
 
 type testWriter struct{ t testing.TB }
@@ -94,12 +129,6 @@ func (w *world) sync() {
 	if s := w.proxy.Status(); len(s.Refused) > 0 {
 		w.t.Errorf("the kernel refuses %v", s.Refused)
 	}
-}
-
-func (w *world) listSynced() {
-	w.cat.ReplaceServices(nil)
-	w.cat.ReplaceSlices(nil)
-	w.sync()
 }
 
 // nft returns what the stock tool says of our tables: it must be able to.
@@ -183,8 +212,7 @@ func TestClusterIP(t *testing.T) {
 	if got := w.client.Ask("tcp", "10.96.0.1:80", ""); got == "a 10.244.0.9" {
 		t.Error("programmed before the catalogue was synced")
 	}
-	w.cat.ReplaceServices([]*catalog.Service{service("web", "10.96.0.1", "fd00:96::1"), service("none", "10.96.0.2", "fd00:96::2")})
-	w.cat.ReplaceSlices([]*catalog.EndpointSlice{slice("web", "10.244.0.2", "10.244.0.3"), slice("web", "fd00:244::2", "fd00:244::3")})
+	w.markSynced()
 	w.sync()
 	for _, f := range []struct{ net, vip, none, client, node, a, b string }{
 		{"4", "10.96.0.1", "10.96.0.2", "10.244.0.9", nodeIP, "10.244.0.2", "10.244.0.3"},

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -30,11 +31,17 @@ func (t *table) adopt(ctx context.Context, want []plan.Service) ([]Refusal, erro
 	clear(t.clusterIPs)
 	clear(t.hairpins)
 	clear(t.spreads)
+	t.affinity = false
+	// Numbers in use are not given to others before their ports were looked at.
+	clear(t.numbers)
+	for _, data := range held[setAffinityServices] {
+		t.numbers[parseNumber(data)>>endpointBits] = false
+	}
 	t.b.reset()
 	changes := make([]change, 0, len(want)+1)
 	for i := range want {
 		// Everything the service needs, less what is there.
-		c := t.b.change(want[i].Name, nil, t.seated(held, &want[i]), t.rules.v6)
+		c := t.b.change(want[i].Name, nil, &want[i], t.rules.v6, func(p *port) *port { return t.asHeld(held, p) })
 		if c.new == nil {
 			continue
 		}
@@ -47,6 +54,7 @@ func (t *table) adopt(ctx context.Context, want []plan.Service) ([]Refusal, erro
 		}
 		changes = append(changes, c)
 	}
+	maps.DeleteFunc(t.numbers, func(_ uint32, used bool) bool { return !used })
 	changes = append(changes, t.nodePortAddrs(held), t.leftover(held))
 	refused, err := t.run(ctx, changes)
 	if err != nil {
@@ -59,7 +67,7 @@ func (t *table) adopt(ctx context.Context, want []plan.Service) ([]Refusal, erro
 func (t *table) listSets() (*found, error) {
 	held := new(found)
 	for id := range setCount {
-		if id == setNodeDNS {
+		if id == setNodeDNS || id == setAffinity {
 			continue
 		}
 		m := make(map[string]string)
@@ -108,29 +116,11 @@ func parseElement(elem []byte) (key, data string) {
 	return key, data
 }
 
-// seated is the plan with its lists in the order in which the kernel holds
-// them, so that endpoints keep their slots.
-func (t *table) seated(held *found, want *plan.Service) *plan.Service {
-	if len(held[setEndpoints]) == 0 {
-		return want
-	}
-	out := *want
-	out.Ports = slices.Clone(want.Ports)
-	for i := range out.Ports {
-		if p := &out.Ports[i]; p.Is6() == t.rules.v6 {
-			have := t.slotsOf(held, p)
-			p.Cluster = seats(have.Cluster, p.Cluster)
-			p.Local = seats(have.Local, p.Local)
-		}
-	}
-	return &out
-}
-
-// slotsOf returns the port with the endpoint lists that the kernel holds.
-func (t *table) slotsOf(held *found, p *plan.Port) port {
-	have := port{*p}
-	have.Cluster, have.Local = nil, nil
-	(&port{*p}).lists(func(f front, base uint32, _ []netip.AddrPort) {
+// asHeld returns what the kernel holds of a port: the endpoints in their slots,
+// and the numbers that session affinity knows them by.
+func (t *table) asHeld(held *found, p *port) *port {
+	have := &port{}
+	p.lists(func(f front, base uint32, _ []netip.AddrPort) {
 		list := &have.Cluster
 		if base == localSlots {
 			list = &have.Local
@@ -146,9 +136,35 @@ func (t *table) slotsOf(held *found, p *plan.Port) port {
 				return
 			}
 			*list = append(*list, parseAddrPort(data))
+			if number, ok := held[setAffinitySlots][string(key)]; ok && p.Affinity != 0 {
+				t.recall(have, parseNumber(number), (*list)[len(*list)-1])
+			}
 		}
 	})
 	return have
+}
+
+// recall puts an endpoint's number as the kernel has it into the port, if
+// nobody else has the port's.
+func (t *table) recall(p *port, number uint32, ep netip.AddrPort) {
+	if p.sticky == nil {
+		n := number >> endpointBits
+		if t.numbers[n] {
+			return
+		}
+		t.numbers[n] = true
+		p.sticky = &sticky{number: number &^ endpointMask, ids: make(map[netip.AddrPort]uint32)}
+	}
+	if number&^endpointMask == p.sticky.number {
+		p.sticky.ids[ep] = number & endpointMask
+	}
+}
+
+func parseNumber(data string) uint32 {
+	if len(data) != 4 {
+		return 0
+	}
+	return native.Uint32([]byte(data))
 }
 
 func parseAddrPort(data string) netip.AddrPort {
@@ -218,7 +234,7 @@ func (t *table) leftover(held *found) change {
 	first := len(t.b.ops)
 	for id := range setCount {
 		ph := phaseFronts
-		if id == setEndpoints {
+		if id == setEndpoints || id == setAffinitySlots {
 			ph = phaseSurplus
 		}
 		_, keyLen := concat(t.rules.sets[id].key)

@@ -42,6 +42,8 @@ type builder struct {
 	arena []byte
 	ops   []op
 	need  func(spread)
+	// number takes a number for a service port with session affinity.
+	number func() (uint32, bool)
 	// What was and what is wanted, of the service at hand.
 	old, new           []element
 	oldLists, newLists []listOf
@@ -56,9 +58,10 @@ func (w *builder) put(set setID, add bool, ph phase, pair bool, encode func(b []
 	w.ops = append(w.ops, op{set, add, ph, pair, from, uint32(len(w.arena))})
 }
 
-// change compares a service as it is held with its plan. The result's ops stay
-// valid until the builder is reset.
-func (w *builder) change(name catalog.ServiceName, old *service, want *plan.Service, v6 bool) change {
+// change compares a service as it is held with its plan. Endpoints keep the
+// places that they have in what prior returns, which may be nil. The result's
+// ops stay valid until the builder is reset.
+func (w *builder) change(name catalog.ServiceName, old *service, want *plan.Service, v6 bool, prior func(*port) *port) change {
 	c := change{name: name, old: old}
 	first := len(w.ops)
 	var next *service
@@ -70,7 +73,7 @@ func (w *builder) change(name catalog.ServiceName, old *service, want *plan.Serv
 		if next == nil {
 			next = &service{}
 		}
-		next.ports = append(next.ports, port{*p})
+		next.ports = append(next.ports, port{Port: *p})
 	}
 	if next != nil {
 		for _, a := range want.LocalAddrs {
@@ -88,15 +91,30 @@ func (w *builder) change(name catalog.ServiceName, old *service, want *plan.Serv
 		is = next.ports
 	}
 	for i := range is {
-		if j := find(was, is[i].key()); j >= 0 {
-			is[i].Cluster = seats(was[j].Cluster, is[i].Cluster)
-			is[i].Local = seats(was[j].Local, is[i].Local)
+		p := &is[i]
+		before := prior(p)
+		if before == nil {
+			before = &port{}
 		}
+		p.Cluster = seats(before.Cluster, p.Cluster)
+		p.Local = seats(before.Local, p.Local)
+		p.stick(before.sticky, w.number)
 	}
 	w.fronts(was, is)
 	w.endpoints(was, is)
 	c.ops = w.ops[first:len(w.ops):len(w.ops)]
 	return c
+}
+
+// port returns the port that has the same cluster IP front end, or nil.
+func (s *service) port(p *port) *port {
+	if s == nil {
+		return nil
+	}
+	if i := find(s.ports, p.key()); i >= 0 {
+		return &s.ports[i]
+	}
+	return nil
 }
 
 func find(ports []port, k front) int {
@@ -151,11 +169,13 @@ type listOf struct {
 	front front
 	base  uint32
 	slots []netip.AddrPort
+	stick *sticky // with session affinity
 }
 
 // endpoints compares the slots under each front end.
 func (w *builder) endpoints(was, is []port) {
 	w.oldLists, w.newLists = appendLists(w.oldLists[:0], was), appendLists(w.newLists[:0], is)
+	var none listOf
 	for i := range w.newLists {
 		l := &w.newLists[i]
 		// The lists of an unchanged service stand at the same place.
@@ -163,16 +183,18 @@ func (w *builder) endpoints(was, is []port) {
 		if j >= len(w.oldLists) || !l.same(&w.oldLists[j]) {
 			j = slices.IndexFunc(w.oldLists, func(o listOf) bool { return l.same(&o) })
 		}
-		if j < 0 {
-			w.slots(l, nil, l.slots)
-			continue
+		o := &none
+		if j >= 0 {
+			o = &w.oldLists[j]
 		}
-		w.slots(l, w.oldLists[j].slots, l.slots)
+		w.slots(l, o.slots, l.slots)
+		w.sticky(l, o, l)
 	}
 	for i := range w.oldLists {
 		l := &w.oldLists[i]
 		if !slices.ContainsFunc(w.newLists, func(n listOf) bool { return l.same(&n) }) {
 			w.slots(l, l.slots, nil)
+			w.sticky(l, l, &none)
 		}
 	}
 }
@@ -181,8 +203,9 @@ func (l *listOf) same(o *listOf) bool { return l.front == o.front && l.base == o
 
 func appendLists(lists []listOf, ports []port) []listOf {
 	for i := range ports {
-		ports[i].lists(func(f front, base uint32, slots []netip.AddrPort) {
-			lists = append(lists, listOf{f, base, slots})
+		p := &ports[i]
+		p.lists(func(f front, base uint32, slots []netip.AddrPort) {
+			lists = append(lists, listOf{f, base, slots, p.sticky})
 		})
 	}
 	return lists
@@ -204,4 +227,66 @@ func (w *builder) slots(l *listOf, was, is []netip.AddrPort) {
 			w.put(setEndpoints, true, phaseEndpoints, false, func(b []byte) []byte { return appendSlot(b, l.front, slot, is[k], true) })
 		}
 	}
+}
+
+// sticky compares what session affinity needs to know of a list: the number of
+// the endpoint in each slot, and the endpoint of each number.
+func (w *builder) sticky(l, was, is *listOf) {
+	if was.stick == nil && is.stick == nil {
+		return
+	}
+	number := func(o *listOf, k int) (uint32, bool) {
+		if o.stick == nil || k >= len(o.slots) {
+			return 0, false
+		}
+		return o.stick.number | o.stick.ids[o.slots[k]], true
+	}
+	before := make(map[uint32]netip.AddrPort, len(was.slots))
+	for k := range max(len(was.slots), len(is.slots)) {
+		slot := l.base + uint32(k)
+		old, had := number(was, k)
+		now, has := number(is, k)
+		if had {
+			before[old&endpointMask] = was.slots[k]
+		}
+		if had && has && old == now {
+			continue
+		}
+		if had {
+			w.put(setAffinitySlots, false, phaseOf(has), has, func(b []byte) []byte { return appendSlotNumber(b, l.front, slot, 0, false) })
+		}
+		if has {
+			w.put(setAffinitySlots, true, phaseEndpoints, false, func(b []byte) []byte { return appendSlotNumber(b, l.front, slot, now, true) })
+		}
+	}
+	for k := range is.slots {
+		now, has := number(is, k)
+		if !has {
+			break
+		}
+		id := now & endpointMask
+		ep, had := before[id]
+		delete(before, id)
+		if had && ep == is.slots[k] {
+			continue
+		}
+		at := l.base | endpointNumbers | id
+		if had {
+			w.put(setEndpoints, false, phaseEndpoints, true, func(b []byte) []byte { return appendSlot(b, l.front, at, ep, false) })
+		}
+		w.put(setEndpoints, true, phaseEndpoints, false, func(b []byte) []byte { return appendSlot(b, l.front, at, is.slots[k], true) })
+	}
+	for id, ep := range before {
+		w.put(setEndpoints, false, phaseSurplus, false, func(b []byte) []byte {
+			return appendSlot(b, l.front, l.base|endpointNumbers|id, ep, false)
+		})
+	}
+}
+
+// phaseOf a delete: at once if an add follows, else when nothing leads there.
+func phaseOf(replaced bool) phase {
+	if replaced {
+		return phaseEndpoints
+	}
+	return phaseSurplus
 }

@@ -25,11 +25,11 @@ func zero(v6 bool) netip.Addr {
 	return netip.IPv4Unspecified()
 }
 
-// target is the value of a map element: an address and port, or a verdict.
+// target is the value of a map element: a verdict, or a number.
 type target struct {
-	to    netip.AddrPort
-	code  int32
-	chain string
+	code   int32
+	chain  string
+	number uint32
 }
 
 func gotoChain(name string) target { return target{code: unix.NFT_GOTO, chain: name} }
@@ -54,6 +54,7 @@ type service struct {
 // port is a planned port whose endpoint lists have the order of the slots.
 type port struct {
 	plan.Port
+	sticky *sticky // nil without session affinity
 }
 
 func (p *port) key() front {
@@ -76,24 +77,31 @@ func (p *port) elements(yield func(element), need func(spread)) {
 		yield(element{set: set, front: f, value: gotoChain(s.name())})
 	}
 	key := p.key()
+	stick := func(f front) {
+		if p.sticky != nil {
+			yield(element{set: setAffinityServices, front: f, value: target{number: p.sticky.number}})
+		}
+	}
+	stick(key)
 	if n := len(p.Internal()); n > 0 {
-		lead(setServices, key, spread{clusterIPFront, p.InternalLocal, markOffCluster, n})
+		lead(setServices, key, spread{clusterIPFront, p.InternalLocal, markOffCluster, n, p.Affinity})
 	} else {
 		yield(element{set: setNoEndpoints, front: key, value: p.without(p.InternalLocal)})
 	}
 	external := func(f front, kind frontKind, policyChain string) {
+		stick(f)
 		switch {
 		case len(p.Cluster) == 0:
 			yield(element{set: setNoEndpoints, front: f, value: p.without(false)})
 			return
 		case !p.ExternalLocal:
-			lead(setServices, f, spread{kind, false, markAlways, len(p.Cluster)})
+			lead(setServices, f, spread{kind, false, markAlways, len(p.Cluster), p.Affinity})
 			return
 		}
 		yield(element{set: setServices, front: f, value: gotoChain(policyChain)})
-		lead(setShortcuts, f, spread{kind, false, markNever, len(p.Cluster)})
+		lead(setShortcuts, f, spread{kind, false, markNever, len(p.Cluster), p.Affinity})
 		if len(p.Local) > 0 {
-			lead(setLocals, f, spread{kind, true, markNever, len(p.Local)})
+			lead(setLocals, f, spread{kind, true, markNever, len(p.Local), p.Affinity})
 		} else {
 			yield(element{set: setNoEndpoints, front: f, value: p.without(true)})
 		}
@@ -178,11 +186,11 @@ func (e *element) append(b []byte, add bool) []byte {
 		b = appendKey(b, unix.NFTA_SET_ELEM_KEY, func(b []byte) []byte { return appendFront(b, e.front) })
 	}
 	switch {
-	case !add || e.set == setFirewall || e.set == setSources:
+	case !add:
 	case isVerdictMap(e.set):
 		b = appendVerdict(b, e.value)
-	default:
-		b = appendKey(b, unix.NFTA_SET_ELEM_DATA, func(b []byte) []byte { return appendAddrPort(b, e.value.to) })
+	case e.set == setAffinityServices:
+		b = appendKey(b, unix.NFTA_SET_ELEM_DATA, func(b []byte) []byte { return native.AppendUint32(b, e.value.number) })
 	}
 	endNest(b, at)
 	return b
@@ -221,6 +229,19 @@ func appendSlot(b []byte, f front, slot uint32, ep netip.AddrPort, add bool) []b
 	b = appendKey(b, unix.NFTA_SET_ELEM_KEY, func(b []byte) []byte { return native.AppendUint32(appendFront(b, f), slot) })
 	if add {
 		b = appendKey(b, unix.NFTA_SET_ELEM_DATA, func(b []byte) []byte { return appendAddrPort(b, ep) })
+	}
+	endNest(b, at)
+	return b
+}
+
+// appendSlotNumber appends the list entry that tells the number of the endpoint
+// in a slot.
+func appendSlotNumber(b []byte, f front, slot, number uint32, add bool) []byte {
+	at := len(b)
+	b = appendNest(b, unix.NFTA_LIST_ELEM)
+	b = appendKey(b, unix.NFTA_SET_ELEM_KEY, func(b []byte) []byte { return native.AppendUint32(appendFront(b, f), slot) })
+	if add {
+		b = appendKey(b, unix.NFTA_SET_ELEM_DATA, func(b []byte) []byte { return native.AppendUint32(b, number) })
 	}
 	endNest(b, at)
 	return b

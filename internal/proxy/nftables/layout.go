@@ -37,17 +37,20 @@ const tableName = "rutter"
 type setID uint8
 
 const (
-	setServices    setID = iota // front end : verdict
-	setEndpoints                // front end . slot : address . port
-	setShortcuts                // front end : verdict, for sources that policy Local does not bind
-	setLocals                   // front end : verdict, for sources that it does
-	setNoEndpoints              // front end : drop, or goto reject
-	setFirewall                 // front ends with source ranges
-	setSources                  // front end . source range
-	setClusterIPs               // address
-	setNodePortIPs              // address
-	setHairpins                 // endpoint . endpoint
-	setNodeDNS                  // front end, with timeout
+	setServices         setID = iota // front end : verdict
+	setEndpoints                     // front end . slot : address . port
+	setShortcuts                     // front end : verdict, for sources that policy Local does not bind
+	setLocals                        // front end : verdict, for sources that it does
+	setNoEndpoints                   // front end : drop, or goto reject
+	setFirewall                      // front ends with source ranges
+	setSources                       // front end . source range
+	setClusterIPs                    // address
+	setNodePortIPs                   // address
+	setHairpins                      // endpoint . endpoint
+	setNodeDNS                       // front end, with timeout
+	setAffinityServices              // front end : number of the service port
+	setAffinitySlots                 // front end . slot : number of the endpoint
+	setAffinity                      // source . service port : endpoint, with timeout; written by packets
 	setCount
 )
 
@@ -83,6 +86,10 @@ type field struct {
 	len uint32
 }
 
+// affinityLimit bounds the clients remembered per family. The kernel sizes the
+// hash by it, 16 bytes each, so the map is made when the first service needs it.
+const affinityLimit = 1 << 18
+
 func setSpecs(v6 bool) [setCount]setSpec {
 	addr := field{typeIPv4, 4}
 	if v6 {
@@ -104,6 +111,11 @@ func setSpecs(v6 bool) [setCount]setSpec {
 		setNodePortIPs: {name: "nodeport-ips", key: []field{addr}},
 		setHairpins:    {name: "hairpins", key: []field{addr, addr}},
 		setNodeDNS:     {name: "node-dns", key: front, flags: unix.NFT_SET_TIMEOUT},
+
+		setAffinityServices: {name: "affinity-services", key: front, data: []field{slot}},
+		setAffinitySlots:    {name: "affinity-slots", key: with(front, slot), data: []field{slot}},
+		setAffinity: {name: "affinity", key: []field{addr, slot}, data: []field{slot},
+			flags: unix.NFT_SET_TIMEOUT | unix.NFT_SET_EVAL, size: affinityLimit},
 	}
 }
 
@@ -239,15 +251,18 @@ func loadPort(reg, offset uint32) rule {
 }
 
 // front loads the front end that the packet was sent to.
-func (l *rules) front() rule {
-	return join(loadProto(l.r.proto), l.loadDst(l.r.addr), loadPort(l.r.port, 2))
-}
+func (l *rules) front() rule { return l.frontAt(l.r.proto, false) }
 
 // nodePortFront loads the front end of a node port.
-func (l *rules) nodePortFront() rule {
-	return join(loadProto(l.r.proto),
-		rule{&expr.Immediate{Register: l.r.addr, Data: make([]byte, l.addrLen())}},
-		loadPort(l.r.port, 2))
+func (l *rules) nodePortFront() rule { return l.frontAt(l.r.proto, true) }
+
+// frontAt loads a front end into the registers from reg on.
+func (l *rules) frontAt(reg uint32, nodePort bool) rule {
+	addr := l.loadDst(reg + 1)
+	if nodePort {
+		addr = rule{&expr.Immediate{Register: reg + 1, Data: make([]byte, l.addrLen())}}
+	}
+	return join(loadProto(reg), addr, loadPort(reg+1+l.addrLen()/4, 2))
 }
 
 func (l *rules) lookup(s setID, reg uint32) rule {

@@ -2,6 +2,7 @@ package nftables
 
 import (
 	"strconv"
+	"time"
 
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
@@ -32,6 +33,8 @@ type spread struct {
 	local   bool // the local list
 	marking marking
 	n       int
+	// affinity is how long a client stays with its endpoint; 0 for none.
+	affinity time.Duration
 }
 
 // localSlots is where the slots of the local list begin.
@@ -46,6 +49,9 @@ func (s spread) name() string {
 		name += "-shortcut"
 	}
 	name += "-" + strconv.Itoa(s.n)
+	if s.affinity != 0 {
+		name += "-affinity-" + strconv.Itoa(int(s.affinity/time.Second))
+	}
 	return name
 }
 
@@ -62,17 +68,16 @@ func (l *rules) spreadChain(s spread) chain {
 			c.rules = append(c.rules, join(l.fromPod(false), l.setMark()))
 		}
 	}
-	key := l.front()
-	if s.front == nodePortFront {
-		key = l.nodePortFront()
-	}
+	nodePort := s.front == nodePortFront
 	first := uint32(0)
 	if s.local {
 		first = localSlots
 	}
-	c.rules = append(c.rules, join(key, rule{
-		&expr.Numgen{Register: r.slot, Modulus: uint32(s.n), Type: unix.NFT_NG_RANDOM, Offset: first}},
-		l.find(setEndpoints, r.proto, r.endpoint),
-		rule{&expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(l.nfproto()), RegAddrMin: r.endpoint, RegProtoMin: r.endpointPort, Specified: true}}))
+	slot := rule{&expr.Numgen{Register: r.slot, Modulus: uint32(s.n), Type: unix.NFT_NG_RANDOM, Offset: first}}
+	dnat := rule{&expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(l.nfproto()), RegAddrMin: r.endpoint, RegProtoMin: r.endpointPort, Specified: true}}
+	if s.affinity != 0 {
+		c.rules = append(c.rules, l.affinity(s, nodePort, first, dnat)...)
+	}
+	c.rules = append(c.rules, join(l.frontAt(r.proto, nodePort), slot, l.find(setEndpoints, r.proto, r.endpoint), dnat))
 	return c
 }

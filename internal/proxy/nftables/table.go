@@ -26,8 +26,10 @@ type table struct {
 	// Addresses that several services or ports may share, with how often.
 	clusterIPs map[netip.Addr]int
 	hairpins   map[netip.Addr]int
-	spreads    map[spread]int // chains in the kernel, with how many elements go there
-	dnsUntil   time.Time      // when the node-dns elements time out; zero if there are none
+	spreads    map[spread]int  // chains in the kernel, with how many elements go there
+	affinity   bool            // the affinity map was made
+	numbers    map[uint32]bool // of service ports with affinity: true if one has it
+	dnsUntil   time.Time       // when the node-dns elements time out; zero if there are none
 
 	w batch // the transaction being built
 	b builder
@@ -42,6 +44,7 @@ func newTable(c *conn, v6 bool, cfg *Config) *table {
 		clusterIPs: make(map[netip.Addr]int),
 		hairpins:   make(map[netip.Addr]int),
 		spreads:    make(map[spread]int),
+		numbers:    make(map[uint32]bool),
 	}
 	if v6 {
 		t.fam = unix.NFPROTO_IPV6
@@ -52,7 +55,35 @@ func newTable(c *conn, v6 bool, cfg *Config) *table {
 			t.spreads[s] = -1 // wanted, not made
 		}
 	}
+	t.b.number = t.takeNumber
 	return t
+}
+
+// takeNumber takes the lowest free number for a service port with affinity.
+func (t *table) takeNumber() (uint32, bool) {
+	for n := uint32(0); n < maxNumber; n++ {
+		if _, taken := t.numbers[n]; !taken {
+			t.numbers[n] = true
+			return n, true
+		}
+	}
+	return 0, false
+}
+
+// freeNumbers gives back the numbers that s has and other has not.
+func (t *table) freeNumbers(s, other *service) {
+	if s == nil {
+		return
+	}
+	for i := range s.ports {
+		p := &s.ports[i]
+		if p.sticky == nil {
+			continue
+		}
+		if o := other.port(p); o == nil || o.sticky == nil || o.sticky.number != p.sticky.number {
+			delete(t.numbers, p.sticky.number>>endpointBits)
+		}
+	}
 }
 
 func (t *table) family() string {
@@ -74,7 +105,9 @@ func (t *table) skeleton() error {
 	w := t.begin()
 	w.addTable()
 	for id := range t.rules.sets {
-		w.addSet(uint32(id+1), &t.rules.sets[id])
+		if setID(id) != setAffinity {
+			w.addSet(uint32(id+1), &t.rules.sets[id])
+		}
 	}
 	chains := t.rules.staticChains()
 	for i := range chains {
@@ -91,9 +124,11 @@ func (t *table) skeleton() error {
 // makeSpreads makes the chains that were found wanting.
 func (t *table) makeSpreads() error {
 	var missing []spread
+	affinity := false
 	for s, n := range t.spreads {
 		if n < 0 {
 			missing = append(missing, s)
+			affinity = affinity || s.affinity != 0
 		}
 	}
 	if len(missing) == 0 {
@@ -102,6 +137,9 @@ func (t *table) makeSpreads() error {
 	// A transaction's size is bounded; a chain is at most 3 kB.
 	for part := range slices.Chunk(missing, 32) {
 		w := t.begin()
+		if affinity && !t.affinity {
+			w.addSet(uint32(setAffinity+1), &t.rules.sets[setAffinity])
+		}
 		for _, s := range part {
 			c := t.rules.spreadChain(s)
 			w.addChain(&c)
@@ -112,6 +150,7 @@ func (t *table) makeSpreads() error {
 		if err := t.conn.commit(w); err != nil {
 			return fmt.Errorf("make the chains that spread connections: %w", err)
 		}
+		t.affinity = t.affinity || affinity
 		for _, s := range part {
 			t.spreads[s] = 0
 		}
@@ -131,7 +170,8 @@ func (t *table) apply(ctx context.Context, want []plan.Service) ([]Refusal, erro
 	t.b.reset()
 	changes := make([]change, 0, len(want))
 	for i := range want {
-		c := t.b.change(want[i].Name, t.services[want[i].Name], &want[i], t.rules.v6)
+		old := t.services[want[i].Name]
+		c := t.b.change(want[i].Name, old, &want[i], t.rules.v6, old.port)
 		if c.old != nil || c.new != nil {
 			changes = append(changes, c)
 		}
@@ -218,6 +258,7 @@ func (t *table) commit(changes []change) ([]Refusal, error) {
 	case !errors.As(err, &refusal) || refusal.errno == unix.EPERM:
 		return nil, err
 	case len(changes) == 1:
+		t.freeNumbers(changes[0].new, changes[0].old)
 		return []Refusal{{changes[0].name, err}}, nil
 	}
 	half := len(changes) / 2
@@ -417,6 +458,7 @@ func (t *table) settle(c *change) {
 			s.ports[i].elements(func(element) {}, func(sp spread) { t.spreads[sp] += s.by })
 		}
 	}
+	t.freeNumbers(c.old, c.new)
 	if c.new == nil {
 		delete(t.services, c.name)
 	} else {

@@ -24,7 +24,6 @@ type Space struct {
 	Name string
 	t    testing.TB
 	ns   netns.NsHandle
-	link int // links made to other spaces, for their names
 }
 
 // New makes a namespace with its loopback up. It skips the test without the
