@@ -184,8 +184,8 @@ func (u *udpSocket) answer(r *routes, q *wire.Query, a *wire.Answer, b *batch, i
 	m := &b.in[i]
 	data := b.data[i][:m.n]
 	verdict := q.Parse(data)
-	if m.hdr.Flags&unix.MSG_TRUNC != 0 && verdict != wire.Drop {
-		verdict = wire.FormErr
+	if m.hdr.Flags&unix.MSG_TRUNC != 0 && verdict == wire.Unusual {
+		verdict = wire.FormErr // what was cut off is not only trailing bytes
 	}
 	q.Remote = sockaddr(&b.names[i])
 	switch verdict {
