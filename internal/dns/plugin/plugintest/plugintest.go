@@ -406,3 +406,15 @@ func (s *Server) Metric(t testing.TB, metric string, labels ...string) float64 {
 	}
 	return sum
 }
+
+// Listening wraps a plugin's Listen so that *addr becomes the last address it
+// listens on.
+func Listening(listen func(network, addr string) (net.Listener, error), addr *string) func(network, addr string) (net.Listener, error) {
+	return func(network, a string) (net.Listener, error) {
+		l, err := listen(network, a)
+		if err == nil {
+			*addr = l.Addr().String()
+		}
+		return l, err
+	}
+}
