@@ -10,8 +10,8 @@ import (
 // metrics are kube-proxy's, by its names and labels, so that dashboards go on
 // working, and a few of our own.
 type metrics struct {
-	full, partial, latency histogram
-	failures               counter
+	full, partial, latency, flowsDuration histogram
+	failures, flowsRemoved                counter
 
 	refused prometheus.Gauge
 }
@@ -37,9 +37,9 @@ func (h histogram) observe(cfg Config, d time.Duration) {
 
 type counter struct{ *prometheus.CounterVec }
 
-func (c counter) inc(cfg Config) {
+func (c counter) add(cfg Config, n int) {
 	for _, f := range families(cfg) {
-		c.WithLabelValues(f).Inc()
+		c.WithLabelValues(f).Add(float64(n))
 	}
 }
 
@@ -70,13 +70,16 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		failures: counter{prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "kubeproxy", Name: "sync_proxy_rules_nftables_sync_failures_total",
 			Help: "Failures to program the kernel"}, label)},
 
+		flowsDuration: histogram{hist("conntrack_reconciler_sync_duration_seconds", "Time to remove stale flows", sync), nil, nil},
+		flowsRemoved: counter{prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "kubeproxy", Name: "conntrack_reconciler_deleted_entries_total",
+			Help: "Stale flows removed"}, label)},
 		refused: prometheus.NewGauge(prometheus.GaugeOpts{Name: "rutter_proxy_refused_services",
 			Help: "Services that the kernel refuses to take"}),
 	}
 	if r == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{all, m.full.HistogramVec, m.partial.HistogramVec, m.latency.HistogramVec, m.failures.CounterVec, last, m.refused} {
+	for _, c := range []prometheus.Collector{all, m.full.HistogramVec, m.partial.HistogramVec, m.latency.HistogramVec, m.failures.CounterVec, m.flowsDuration.HistogramVec, m.flowsRemoved.CounterVec, last, m.refused} {
 		if err := r.Register(c); err != nil {
 			return nil, fmt.Errorf("register the proxy's metrics: %w", err)
 		}

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/rutter-project/rutter/internal/catalog"
+	"github.com/rutter-project/rutter/internal/proxy/conntrack"
 	"github.com/rutter-project/rutter/internal/proxy/nftables"
 	"github.com/rutter-project/rutter/internal/proxy/plan"
 )
@@ -40,6 +41,7 @@ type Proxy struct {
 	nodeFacts plan.Node
 	rulesNow  plan.Rules
 	claims    *claims
+	flows     flows
 	counts    map[catalog.ServiceName]count // of services that have ports
 	total     count
 	skipped   map[catalog.ServiceName][]plan.Skip
@@ -67,6 +69,7 @@ func New(cat *catalog.Catalog, cfg Config) (*Proxy, error) {
 	p := &Proxy{
 		cat: cat, cfg: cfg, log: cfg.Logger,
 		claims:    newClaims(),
+		flows:     flows{held: make(map[catalog.ServiceName]conntrack.Wanted)},
 		counts:    make(map[catalog.ServiceName]count),
 		skipped:   make(map[catalog.ServiceName][]plan.Skip),
 		refused:   make(map[catalog.ServiceName]error),
@@ -99,6 +102,10 @@ func (p *Proxy) Start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if p.flows.cleaner, err = conntrack.Open(); err != nil {
+		data.Close()
+		return err
+	}
 	p.data, p.started = data, time.Now()
 	if len(p.cfg.NodeDNS) > 0 {
 		if err := p.keepNodeDNS(); err != nil {
@@ -123,7 +130,7 @@ func (p *Proxy) Close() error {
 	if p.data == nil {
 		return nil
 	}
-	err := p.data.Close()
+	err := errors.Join(p.data.Close(), p.flows.cleaner.Close())
 	p.data = nil
 	return err
 }
@@ -166,7 +173,7 @@ func (p *Proxy) outcome(err error) error {
 	if err != nil {
 		// What the kernel holds is not certain now: the next call looks.
 		p.adopted = false
-		p.metrics.failures.inc(p.cfg)
+		p.metrics.failures.add(p.cfg, 1)
 	}
 	return err
 }
@@ -220,6 +227,8 @@ func (p *Proxy) adopt(ctx context.Context) error {
 		return err
 	}
 	p.adopted, p.lastApply = true, time.Now()
+	p.flows.orphans = true
+	p.cleanFlows()
 	p.metrics.full.observe(p.cfg, time.Since(start))
 	p.log.Info("services programmed", "services", p.total.services, "ports", p.total.ports, "endpoints", p.total.endpoints,
 		"refused", len(p.refused), "took", time.Since(start).Round(time.Microsecond))
@@ -248,6 +257,7 @@ func (p *Proxy) apply(ctx context.Context, names []catalog.ServiceName) error {
 		return err
 	}
 	p.lastApply = time.Now()
+	p.cleanFlows()
 	p.metrics.partial.observe(p.cfg, p.lastApply.Sub(start))
 	return nil
 }
@@ -309,6 +319,7 @@ func (p *Proxy) settle(plans []plan.Service, refused []nftables.Refusal) {
 		if len(s.Skipped) > 0 && len(s.Ports) > 0 {
 			p.skipped[s.Name] = s.Skipped
 		}
+		p.flows.changed(s)
 		p.observeTrigger(s.Name)
 	}
 	for _, r := range refused {
@@ -372,6 +383,7 @@ func (p *Proxy) keep(ctx context.Context) {
 			p.locked(func() error {
 				// After an error, or when the kernel refused something.
 				if p.lastErr == nil && len(p.refused) == 0 {
+					p.cleanFlows()
 					return nil
 				}
 				return p.outcome(p.adopt(ctx))

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rutter-project/rutter/internal/catalog"
+	"github.com/rutter-project/rutter/internal/proxy/nfnetlink"
 	"github.com/rutter-project/rutter/internal/proxy/plan"
 )
 
@@ -72,14 +73,14 @@ func (t *table) listSets() (*found, error) {
 		}
 		m := make(map[string]string)
 		held[id] = m
-		attrs := appendString(nil, unix.NFTA_SET_ELEM_LIST_TABLE, tableName)
-		attrs = appendString(attrs, unix.NFTA_SET_ELEM_LIST_SET, t.rules.sets[id].name)
-		err := t.conn.dump(t.fam, unix.NFT_MSG_GETSETELEM, attrs, func() { clear(m) }, func(b []byte) {
-			attributes(b, func(typ uint16, list []byte) {
+		attrs := nfnetlink.AppendString(nil, unix.NFTA_SET_ELEM_LIST_TABLE, tableName)
+		attrs = nfnetlink.AppendString(attrs, unix.NFTA_SET_ELEM_LIST_SET, t.rules.sets[id].name)
+		err := t.conn.Dump(t.fam, subsystem|unix.NFT_MSG_GETSETELEM, attrs, func() { clear(m) }, func(b []byte) {
+			nfnetlink.Attributes(b, func(typ uint16, list []byte) {
 				if typ != unix.NFTA_SET_ELEM_LIST_ELEMENTS {
 					return
 				}
-				attributes(list, func(_ uint16, elem []byte) {
+				nfnetlink.Attributes(list, func(_ uint16, elem []byte) {
 					key, data := parseElement(elem)
 					m[key] = data
 				})
@@ -95,17 +96,17 @@ func (t *table) listSets() (*found, error) {
 // parseElement returns an element's key, with the end of its range if it is
 // one, and its data: the value, or a verdict's code and chain.
 func parseElement(elem []byte) (key, data string) {
-	attributes(elem, func(typ uint16, v []byte) {
+	nfnetlink.Attributes(elem, func(typ uint16, v []byte) {
 		switch typ {
 		case unix.NFTA_SET_ELEM_KEY, nftaSetElemKeyEnd:
-			attributes(v, func(_ uint16, v []byte) { key += string(v) })
+			nfnetlink.Attributes(v, func(_ uint16, v []byte) { key += string(v) })
 		case unix.NFTA_SET_ELEM_DATA:
-			attributes(v, func(typ uint16, v []byte) {
+			nfnetlink.Attributes(v, func(typ uint16, v []byte) {
 				if typ == unix.NFTA_DATA_VALUE {
 					data = string(v)
 					return
 				}
-				attributes(v, func(typ uint16, v []byte) {
+				nfnetlink.Attributes(v, func(typ uint16, v []byte) {
 					if typ == unix.NFTA_VERDICT_CODE || typ == unix.NFTA_VERDICT_CHAIN {
 						data += string(v)
 					}
@@ -128,9 +129,9 @@ func (t *table) asHeld(held *found, p *port) *port {
 		if *list != nil {
 			return // under another front end before
 		}
-		key := native.AppendUint32(appendFront(nil, f), base)
+		key := nfnetlink.Native.AppendUint32(appendFront(nil, f), base)
 		for {
-			native.PutUint32(key[len(key)-4:], base+uint32(len(*list)))
+			nfnetlink.Native.PutUint32(key[len(key)-4:], base+uint32(len(*list)))
 			data, ok := held[setEndpoints][string(key)]
 			if !ok {
 				return
@@ -164,7 +165,7 @@ func parseNumber(data string) uint32 {
 	if len(data) != 4 {
 		return 0
 	}
-	return native.Uint32([]byte(data))
+	return nfnetlink.Native.Uint32([]byte(data))
 }
 
 func parseAddrPort(data string) netip.AddrPort {
@@ -183,7 +184,7 @@ func (t *table) missing(held *found, ops []op) []op {
 	for _, o := range ops {
 		entry := t.b.arena[o.from:o.to]
 		var key, data string
-		attributes(entry, func(_ uint16, elem []byte) { key, data = parseElement(elem) })
+		nfnetlink.Attributes(entry, func(_ uint16, elem []byte) { key, data = parseElement(elem) })
 		was, ok := held[o.set][key]
 		delete(held[o.set], key)
 		if ok && was == data {
@@ -202,13 +203,13 @@ func (t *table) missing(held *found, ops []op) []op {
 // appendKeyOnly appends the list entry less its data.
 func appendKeyOnly(b, entry []byte) []byte {
 	at := len(b)
-	b = appendNest(b, unix.NFTA_LIST_ELEM)
-	attributes(entry[4:], func(typ uint16, v []byte) {
+	b = nfnetlink.AppendNest(b, unix.NFTA_LIST_ELEM)
+	nfnetlink.Attributes(entry[4:], func(typ uint16, v []byte) {
 		if typ == unix.NFTA_SET_ELEM_KEY || typ == nftaSetElemKeyEnd {
-			b = appendAttr(b, typ|nested, v)
+			b = nfnetlink.AppendAttr(b, typ|nfnetlink.Nested, v)
 		}
 	})
-	endNest(b, at)
+	nfnetlink.EndNest(b, at)
 	return b
 }
 
@@ -241,12 +242,12 @@ func (t *table) leftover(held *found) change {
 		for key := range held[id] {
 			t.b.put(id, false, ph, false, func(b []byte) []byte {
 				at := len(b)
-				b = appendNest(b, unix.NFTA_LIST_ELEM)
+				b = nfnetlink.AppendNest(b, unix.NFTA_LIST_ELEM)
 				b = appendKey(b, unix.NFTA_SET_ELEM_KEY, func(b []byte) []byte { return append(b, key[:min(int(keyLen), len(key))]...) })
 				if len(key) > int(keyLen) {
 					b = appendKey(b, nftaSetElemKeyEnd, func(b []byte) []byte { return append(b, key[keyLen:]...) })
 				}
-				endNest(b, at)
+				nfnetlink.EndNest(b, at)
 				return b
 			})
 		}
@@ -273,7 +274,7 @@ func (t *table) deleteForeignChains() error {
 		}
 		w := t.begin()
 		w.deleteChain(name)
-		if err := t.conn.commit(w); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EBUSY) {
+		if err := t.conn.Commit(&w.Batch); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EBUSY) {
 			t.log.Warn("cannot remove a chain that is not ours", "chain", name, "err", err)
 		}
 	}
@@ -282,9 +283,9 @@ func (t *table) deleteForeignChains() error {
 
 func (t *table) chains() ([]string, error) {
 	var names []string
-	err := t.conn.dump(t.fam, unix.NFT_MSG_GETCHAIN, nil, func() { names = nil }, func(b []byte) {
+	err := t.conn.Dump(t.fam, subsystem|unix.NFT_MSG_GETCHAIN, nil, func() { names = nil }, func(b []byte) {
 		var table, name string
-		attributes(b, func(typ uint16, v []byte) {
+		nfnetlink.Attributes(b, func(typ uint16, v []byte) {
 			switch typ {
 			case unix.NFTA_CHAIN_TABLE:
 				table = cString(v)
@@ -308,9 +309,9 @@ func cString(b []byte) string { return strings.TrimRight(string(b), "\x00") }
 // layout tells the layout version of the table that the kernel holds; ok is
 // false if there is none.
 func (t *table) layout() (version string, ok bool, err error) {
-	err = t.conn.dump(t.fam, unix.NFT_MSG_GETTABLE, nil, func() { ok = false }, func(b []byte) {
+	err = t.conn.Dump(t.fam, subsystem|unix.NFT_MSG_GETTABLE, nil, func() { ok = false }, func(b []byte) {
 		var name, comment string
-		attributes(b, func(typ uint16, v []byte) {
+		nfnetlink.Attributes(b, func(typ uint16, v []byte) {
 			switch typ {
 			case unix.NFTA_TABLE_NAME:
 				name = cString(v)

@@ -5,6 +5,8 @@ import (
 
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
+
+	"github.com/rutter-project/rutter/internal/proxy/nfnetlink"
 )
 
 // Session affinity. Whom a client is with stands in the map affinity, by client
@@ -42,7 +44,7 @@ func (l *rules) affinity(s spread, nodePort bool, first uint32, dnat rule) []rul
 	client, number := r.src, r.src+l.addrLen()/4 // the key of map affinity
 	value := number + 1
 	bits := func(reg, mask, xor uint32) rule {
-		return rule{&expr.Bitwise{SourceRegister: reg, DestRegister: reg, Len: 4, Mask: native.AppendUint32(nil, mask), Xor: native.AppendUint32(nil, xor)}}
+		return rule{&expr.Bitwise{SourceRegister: reg, DestRegister: reg, Len: 4, Mask: nfnetlink.Native.AppendUint32(nil, mask), Xor: nfnetlink.Native.AppendUint32(nil, xor)}}
 	}
 	priority := func(reg uint32) rule { return rule{&expr.Meta{Key: expr.MetaKeyPRIORITY, Register: reg}} }
 	setPriority := func(reg uint32) rule {

@@ -102,7 +102,7 @@ func BenchmarkChange(b *testing.B) {
 				if _, err := d.Apply(context.Background(), []plan.Service{s}); err != nil {
 					b.Fatal(err)
 				}
-				sent += len(d.tables[0].w.b)
+				sent += len(d.tables[0].w.Buf)
 				i++
 			}
 			b.ReportMetric(float64(sent)/float64(i), "netlink-B/op")

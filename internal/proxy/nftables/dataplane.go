@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/rutter-project/rutter/internal/proxy/nfnetlink"
 	"github.com/rutter-project/rutter/internal/proxy/plan"
 )
 
@@ -33,14 +34,14 @@ type Config struct {
 // opened in. Its methods may be called by several goroutines.
 type Dataplane struct {
 	mu     sync.Mutex
-	conn   *conn
+	conn   *nfnetlink.Conn
 	tables []*table
 }
 
 // Open connects to the kernel and makes the tables, without services, unless
 // they exist; then they are left working as they are until Adopt.
 func Open(cfg Config) (*Dataplane, error) {
-	c, err := dial()
+	c, err := nfnetlink.Dial()
 	if err != nil {
 		return nil, explain(err)
 	}
@@ -51,7 +52,7 @@ func Open(cfg Config) (*Dataplane, error) {
 		}
 		t := newTable(c, f.v6, &cfg)
 		if err := t.open(); err != nil {
-			c.close()
+			c.Close()
 			return nil, explain(err)
 		}
 		d.tables = append(d.tables, t)
@@ -68,7 +69,7 @@ func (t *table) open() error {
 		t.log.Info("the kernel's table has another layout and is replaced", "table", tableName, "found", version, "want", layoutVersion)
 		w := t.begin()
 		w.deleteTable()
-		if err := t.conn.commit(w); err != nil {
+		if err := t.conn.Commit(&w.Batch); err != nil {
 			return fmt.Errorf("delete table %s: %w", tableName, err)
 		}
 	}
@@ -93,7 +94,7 @@ func explain(err error) error {
 func (d *Dataplane) Close() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.conn.close()
+	return d.conn.Close()
 }
 
 // Adopt makes the kernel hold these services and no others, changing only what
@@ -141,16 +142,16 @@ func (d *Dataplane) each(f func(*table) ([]Refusal, error)) ([]Refusal, error) {
 
 // Cleanup removes the tables of both families.
 func Cleanup() error {
-	c, err := dial()
+	c, err := nfnetlink.Dial()
 	if err != nil {
 		return explain(err)
 	}
-	defer c.close()
+	defer c.Close()
 	for _, fam := range []byte{unix.NFPROTO_IPV4, unix.NFPROTO_IPV6} {
 		var w batch
-		w.reset(fam, c.seq)
+		w.Reset(fam, c)
 		w.deleteTable()
-		if err := c.commit(&w); err != nil && !errors.Is(err, unix.ENOENT) {
+		if err := c.Commit(&w.Batch); err != nil && !errors.Is(err, unix.ENOENT) {
 			return explain(fmt.Errorf("delete table %s: %w", tableName, err))
 		}
 	}

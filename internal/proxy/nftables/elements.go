@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rutter-project/rutter/internal/catalog"
+	"github.com/rutter-project/rutter/internal/proxy/nfnetlink"
 	"github.com/rutter-project/rutter/internal/proxy/plan"
 )
 
@@ -177,7 +178,7 @@ func appendAddrPort(b []byte, a netip.AddrPort) []byte {
 // appendElement appends the list entry for e, with its value if add.
 func (e *element) append(b []byte, add bool) []byte {
 	at := len(b)
-	b = appendNest(b, unix.NFTA_LIST_ELEM)
+	b = nfnetlink.AppendNest(b, unix.NFTA_LIST_ELEM)
 	if e.set == setSources {
 		first, last := bounds(e.extra)
 		b = appendKey(b, unix.NFTA_SET_ELEM_KEY, func(b []byte) []byte { return appendAddr(appendFront(b, e.front), first) })
@@ -190,47 +191,47 @@ func (e *element) append(b []byte, add bool) []byte {
 	case isVerdictMap(e.set):
 		b = appendVerdict(b, e.value)
 	case e.set == setAffinityServices:
-		b = appendKey(b, unix.NFTA_SET_ELEM_DATA, func(b []byte) []byte { return native.AppendUint32(b, e.value.number) })
+		b = appendKey(b, unix.NFTA_SET_ELEM_DATA, func(b []byte) []byte { return nfnetlink.Native.AppendUint32(b, e.value.number) })
 	}
-	endNest(b, at)
+	nfnetlink.EndNest(b, at)
 	return b
 }
 
 func appendKey(b []byte, typ uint16, put func([]byte) []byte) []byte {
 	outer := len(b)
-	b = appendNest(b, typ)
+	b = nfnetlink.AppendNest(b, typ)
 	inner := len(b)
 	b = append(b, 0, 0, 0, 0)
 	b = put(b)
-	native.PutUint16(b[inner:], uint16(len(b)-inner))
-	native.PutUint16(b[inner+2:], unix.NFTA_DATA_VALUE)
-	endNest(b, outer)
+	nfnetlink.Native.PutUint16(b[inner:], uint16(len(b)-inner))
+	nfnetlink.Native.PutUint16(b[inner+2:], unix.NFTA_DATA_VALUE)
+	nfnetlink.EndNest(b, outer)
 	return b
 }
 
 func appendVerdict(b []byte, t target) []byte {
 	data := len(b)
-	b = appendNest(b, unix.NFTA_SET_ELEM_DATA)
+	b = nfnetlink.AppendNest(b, unix.NFTA_SET_ELEM_DATA)
 	verdict := len(b)
-	b = appendNest(b, unix.NFTA_DATA_VERDICT)
-	b = appendUint32(b, unix.NFTA_VERDICT_CODE, uint32(t.code))
+	b = nfnetlink.AppendNest(b, unix.NFTA_DATA_VERDICT)
+	b = nfnetlink.AppendUint32(b, unix.NFTA_VERDICT_CODE, uint32(t.code))
 	if t.chain != "" {
-		b = appendString(b, unix.NFTA_VERDICT_CHAIN, t.chain)
+		b = nfnetlink.AppendString(b, unix.NFTA_VERDICT_CHAIN, t.chain)
 	}
-	endNest(b, verdict)
-	endNest(b, data)
+	nfnetlink.EndNest(b, verdict)
+	nfnetlink.EndNest(b, data)
 	return b
 }
 
 // appendSlot appends the list entry of a slot, with its endpoint if add.
 func appendSlot(b []byte, f front, slot uint32, ep netip.AddrPort, add bool) []byte {
 	at := len(b)
-	b = appendNest(b, unix.NFTA_LIST_ELEM)
-	b = appendKey(b, unix.NFTA_SET_ELEM_KEY, func(b []byte) []byte { return native.AppendUint32(appendFront(b, f), slot) })
+	b = nfnetlink.AppendNest(b, unix.NFTA_LIST_ELEM)
+	b = appendKey(b, unix.NFTA_SET_ELEM_KEY, func(b []byte) []byte { return nfnetlink.Native.AppendUint32(appendFront(b, f), slot) })
 	if add {
 		b = appendKey(b, unix.NFTA_SET_ELEM_DATA, func(b []byte) []byte { return appendAddrPort(b, ep) })
 	}
-	endNest(b, at)
+	nfnetlink.EndNest(b, at)
 	return b
 }
 
@@ -238,26 +239,26 @@ func appendSlot(b []byte, f front, slot uint32, ep netip.AddrPort, add bool) []b
 // in a slot.
 func appendSlotNumber(b []byte, f front, slot, number uint32, add bool) []byte {
 	at := len(b)
-	b = appendNest(b, unix.NFTA_LIST_ELEM)
-	b = appendKey(b, unix.NFTA_SET_ELEM_KEY, func(b []byte) []byte { return native.AppendUint32(appendFront(b, f), slot) })
+	b = nfnetlink.AppendNest(b, unix.NFTA_LIST_ELEM)
+	b = appendKey(b, unix.NFTA_SET_ELEM_KEY, func(b []byte) []byte { return nfnetlink.Native.AppendUint32(appendFront(b, f), slot) })
 	if add {
-		b = appendKey(b, unix.NFTA_SET_ELEM_DATA, func(b []byte) []byte { return native.AppendUint32(b, number) })
+		b = appendKey(b, unix.NFTA_SET_ELEM_DATA, func(b []byte) []byte { return nfnetlink.Native.AppendUint32(b, number) })
 	}
-	endNest(b, at)
+	nfnetlink.EndNest(b, at)
 	return b
 }
 
 // appendAddrs appends the list entry of a set of one or two addresses.
 func appendAddrs(b []byte, addrs ...netip.Addr) []byte {
 	at := len(b)
-	b = appendNest(b, unix.NFTA_LIST_ELEM)
+	b = nfnetlink.AppendNest(b, unix.NFTA_LIST_ELEM)
 	b = appendKey(b, unix.NFTA_SET_ELEM_KEY, func(b []byte) []byte {
 		for _, a := range addrs {
 			b = appendAddr(b, a)
 		}
 		return b
 	})
-	endNest(b, at)
+	nfnetlink.EndNest(b, at)
 	return b
 }
 

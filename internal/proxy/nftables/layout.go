@@ -8,6 +8,7 @@ import (
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
+	"github.com/rutter-project/rutter/internal/proxy/nfnetlink"
 	"github.com/rutter-project/rutter/internal/proxy/plan"
 )
 
@@ -146,38 +147,38 @@ func (b *batch) addSet(id uint32, s *setSpec) {
 		flags |= 0x80 // NFT_SET_CONCAT, not in x/sys
 	}
 	b.start(unix.NFT_MSG_NEWSET, unix.NLM_F_CREATE)
-	b.str(unix.NFTA_SET_TABLE, tableName)
-	b.str(unix.NFTA_SET_NAME, s.name)
-	b.u32(unix.NFTA_SET_ID, id)
-	b.u32(unix.NFTA_SET_FLAGS, flags)
-	b.u32(unix.NFTA_SET_KEY_TYPE, keyType)
-	b.u32(unix.NFTA_SET_KEY_LEN, keyLen)
+	b.String(unix.NFTA_SET_TABLE, tableName)
+	b.String(unix.NFTA_SET_NAME, s.name)
+	b.Uint32(unix.NFTA_SET_ID, id)
+	b.Uint32(unix.NFTA_SET_FLAGS, flags)
+	b.Uint32(unix.NFTA_SET_KEY_TYPE, keyType)
+	b.Uint32(unix.NFTA_SET_KEY_LEN, keyLen)
 	switch {
 	case len(s.data) == 1 && s.data[0].typ == typeVerdict:
-		b.u32(unix.NFTA_SET_DATA_TYPE, typeVerdict)
-		b.u32(unix.NFTA_SET_DATA_LEN, 0)
+		b.Uint32(unix.NFTA_SET_DATA_TYPE, typeVerdict)
+		b.Uint32(unix.NFTA_SET_DATA_LEN, 0)
 	case s.data != nil:
 		t, l := concat(s.data)
-		b.u32(unix.NFTA_SET_DATA_TYPE, t)
-		b.u32(unix.NFTA_SET_DATA_LEN, l)
+		b.Uint32(unix.NFTA_SET_DATA_TYPE, t)
+		b.Uint32(unix.NFTA_SET_DATA_LEN, l)
 	}
 	if len(s.key) > 1 || s.size > 0 {
-		desc := b.nest(unix.NFTA_SET_DESC)
+		desc := b.Nest(unix.NFTA_SET_DESC)
 		if s.size > 0 {
-			b.u32(unix.NFTA_SET_DESC_SIZE, s.size)
+			b.Uint32(unix.NFTA_SET_DESC_SIZE, s.size)
 		}
 		if len(s.key) > 1 {
-			fields := b.nest(nftaSetDescConcat)
+			fields := b.Nest(nftaSetDescConcat)
 			for _, f := range s.key {
-				elem := b.nest(unix.NFTA_LIST_ELEM)
-				b.u32(nftaSetFieldLen, f.len)
-				b.endNest(elem)
+				elem := b.Nest(unix.NFTA_LIST_ELEM)
+				b.Uint32(nftaSetFieldLen, f.len)
+				b.EndNest(elem)
 			}
-			b.endNest(fields)
+			b.EndNest(fields)
 		}
-		b.endNest(desc)
+		b.EndNest(desc)
 	}
-	b.end()
+	b.End()
 }
 
 // registers: where rules keep what they compute, the same in all of them.
@@ -292,7 +293,7 @@ func ctNew(reg uint32) rule {
 }
 
 func maskNotZero(reg, bits uint32) rule {
-	mask := native.AppendUint32(nil, bits)
+	mask := nfnetlink.Native.AppendUint32(nil, bits)
 	zero := make([]byte, 4)
 	return rule{
 		&expr.Bitwise{SourceRegister: reg, DestRegister: reg, Len: 4, Mask: mask, Xor: zero},
@@ -307,7 +308,7 @@ func (l *rules) changeMark(mask, xor uint32) rule {
 	reg := l.r.src
 	return rule{
 		&expr.Meta{Key: expr.MetaKeyMARK, Register: reg},
-		&expr.Bitwise{SourceRegister: reg, DestRegister: reg, Len: 4, Mask: native.AppendUint32(nil, mask), Xor: native.AppendUint32(nil, xor)},
+		&expr.Bitwise{SourceRegister: reg, DestRegister: reg, Len: 4, Mask: nfnetlink.Native.AppendUint32(nil, mask), Xor: nfnetlink.Native.AppendUint32(nil, xor)},
 		&expr.Meta{Key: expr.MetaKeyMARK, Register: reg, SourceRegister: true},
 	}
 }
@@ -315,7 +316,7 @@ func (l *rules) changeMark(mask, xor uint32) rule {
 func (l *rules) isLocalType(source bool) rule {
 	return rule{
 		&expr.Fib{Register: l.r.src, ResultADDRTYPE: true, FlagSADDR: source, FlagDADDR: !source},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: l.r.src, Data: native.AppendUint32(nil, unix.RTN_LOCAL)},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: l.r.src, Data: nfnetlink.Native.AppendUint32(nil, unix.RTN_LOCAL)},
 	}
 }
 
@@ -480,17 +481,27 @@ func (l *rules) untrackedDNS() []rule {
 	return out
 }
 
+// batch is a transaction of one family.
+type batch struct {
+	nfnetlink.Batch
+	family byte
+}
+
+const subsystem = unix.NFNL_SUBSYS_NFTABLES << 8
+
+func (b *batch) start(typ, flags uint16) { b.Start(subsystem|typ, flags) }
+
 func (b *batch) addTable() {
 	b.start(unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE)
-	b.str(unix.NFTA_TABLE_NAME, tableName)
-	b.bytes(nftaTableUserdata, tableComment())
-	b.end()
+	b.String(unix.NFTA_TABLE_NAME, tableName)
+	b.Attr(nftaTableUserdata, tableComment())
+	b.End()
 }
 
 func (b *batch) deleteTable() {
 	b.start(unix.NFT_MSG_DELTABLE, 0)
-	b.str(unix.NFTA_TABLE_NAME, tableName)
-	b.end()
+	b.String(unix.NFTA_TABLE_NAME, tableName)
+	b.End()
 }
 
 // tableComment is the comment in libnftnl's encoding, so that nft prints it.
@@ -501,45 +512,45 @@ func tableComment() []byte {
 
 func (b *batch) addChain(c *chain) {
 	b.start(unix.NFT_MSG_NEWCHAIN, unix.NLM_F_CREATE)
-	b.str(unix.NFTA_CHAIN_TABLE, tableName)
-	b.str(unix.NFTA_CHAIN_NAME, c.name)
+	b.String(unix.NFTA_CHAIN_TABLE, tableName)
+	b.String(unix.NFTA_CHAIN_NAME, c.name)
 	if c.hook >= 0 {
-		hook := b.nest(unix.NFTA_CHAIN_HOOK)
-		b.u32(unix.NFTA_HOOK_HOOKNUM, uint32(c.hook))
-		b.u32(unix.NFTA_HOOK_PRIORITY, uint32(c.priority))
-		b.endNest(hook)
-		b.str(unix.NFTA_CHAIN_TYPE, c.typ)
+		hook := b.Nest(unix.NFTA_CHAIN_HOOK)
+		b.Uint32(unix.NFTA_HOOK_HOOKNUM, uint32(c.hook))
+		b.Uint32(unix.NFTA_HOOK_PRIORITY, uint32(c.priority))
+		b.EndNest(hook)
+		b.String(unix.NFTA_CHAIN_TYPE, c.typ)
 	}
-	b.end()
+	b.End()
 }
 
 // setRules replaces the chain's rules.
 func (b *batch) setRules(c *chain) error {
 	b.start(unix.NFT_MSG_DELRULE, 0)
-	b.str(unix.NFTA_RULE_TABLE, tableName)
-	b.str(unix.NFTA_RULE_CHAIN, c.name)
-	b.end()
+	b.String(unix.NFTA_RULE_TABLE, tableName)
+	b.String(unix.NFTA_RULE_CHAIN, c.name)
+	b.End()
 	for _, r := range c.rules {
 		b.start(unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_APPEND)
-		b.str(unix.NFTA_RULE_TABLE, tableName)
-		b.str(unix.NFTA_RULE_CHAIN, c.name)
-		list := b.nest(unix.NFTA_RULE_EXPRESSIONS)
+		b.String(unix.NFTA_RULE_TABLE, tableName)
+		b.String(unix.NFTA_RULE_CHAIN, c.name)
+		list := b.Nest(unix.NFTA_RULE_EXPRESSIONS)
 		for _, e := range r {
 			data, err := expr.Marshal(b.family, e)
 			if err != nil {
 				return fmt.Errorf("encode a rule of chain %s: %w", c.name, err)
 			}
-			b.bytes(unix.NFTA_LIST_ELEM|nested, data)
+			b.Attr(unix.NFTA_LIST_ELEM|nfnetlink.Nested, data)
 		}
-		b.endNest(list)
-		b.end()
+		b.EndNest(list)
+		b.End()
 	}
 	return nil
 }
 
 func (b *batch) deleteChain(name string) {
 	b.start(unix.NFT_MSG_DELCHAIN, 0)
-	b.str(unix.NFTA_CHAIN_TABLE, tableName)
-	b.str(unix.NFTA_CHAIN_NAME, name)
-	b.end()
+	b.String(unix.NFTA_CHAIN_TABLE, tableName)
+	b.String(unix.NFTA_CHAIN_NAME, name)
+	b.End()
 }

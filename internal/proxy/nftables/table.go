@@ -12,12 +12,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rutter-project/rutter/internal/catalog"
+	"github.com/rutter-project/rutter/internal/proxy/nfnetlink"
 	"github.com/rutter-project/rutter/internal/proxy/plan"
 )
 
 // table is the table of one family and what we know it holds.
 type table struct {
-	conn  *conn
+	conn  *nfnetlink.Conn
 	rules rules
 	log   *slog.Logger
 	fam   byte
@@ -35,7 +36,7 @@ type table struct {
 	b builder
 }
 
-func newTable(c *conn, v6 bool, cfg *Config) *table {
+func newTable(c *nfnetlink.Conn, v6 bool, cfg *Config) *table {
 	t := &table{
 		conn:       c,
 		rules:      rules{v6: v6, r: registersOf(v6), sets: setSpecs(v6), plan: cfg.Rules, mark: 1 << cfg.MasqueradeBit},
@@ -94,7 +95,8 @@ func (t *table) family() string {
 }
 
 func (t *table) begin() *batch {
-	t.w.reset(t.fam, t.conn.seq)
+	t.w.family = t.fam
+	t.w.Reset(t.fam, t.conn)
 	return &t.w
 }
 
@@ -118,7 +120,7 @@ func (t *table) skeleton() error {
 			return err
 		}
 	}
-	return t.conn.commit(w)
+	return t.conn.Commit(&w.Batch)
 }
 
 // makeSpreads makes the chains that were found wanting.
@@ -147,7 +149,7 @@ func (t *table) makeSpreads() error {
 				return err
 			}
 		}
-		if err := t.conn.commit(w); err != nil {
+		if err := t.conn.Commit(&w.Batch); err != nil {
 			return fmt.Errorf("make the chains that spread connections: %w", err)
 		}
 		t.affinity = t.affinity || affinity
@@ -201,7 +203,7 @@ func (t *table) run(ctx context.Context, changes []change) ([]Refusal, error) {
 		n, size := 0, 0
 		for n < len(changes) {
 			s := changes[n].size()
-			if n > 0 && size+s > t.conn.maxSend {
+			if n > 0 && size+s > t.conn.MaxBatch {
 				break
 			}
 			size += s
@@ -241,21 +243,21 @@ func (t *table) commit(changes []change) ([]Refusal, error) {
 		size += changes[i].size()
 	}
 	var err error
-	if len(changes) == 1 && size > t.conn.maxSend {
+	if len(changes) == 1 && size > t.conn.MaxBatch {
 		err = t.commitInParts(&changes[0])
 	} else {
 		w := t.begin()
 		t.build(w, changes, nil)
-		err = t.conn.commit(w)
+		err = t.conn.Commit(&w.Batch)
 	}
-	var refusal *kernelError
+	var refusal *nfnetlink.Error
 	switch {
 	case err == nil:
 		for i := range changes {
 			t.settle(&changes[i])
 		}
 		return nil, nil
-	case !errors.As(err, &refusal) || refusal.errno == unix.EPERM:
+	case !errors.As(err, &refusal) || refusal.Errno == unix.EPERM:
 		return nil, err
 	case len(changes) == 1:
 		t.freeNumbers(changes[0].new, changes[0].old)
@@ -303,28 +305,28 @@ func (t *table) commitInParts(c *change) error {
 	// The hairpin addresses come first, in a transaction of their own.
 	w := t.begin()
 	t.buildShared(w, []change{*c}, true)
-	if err := t.conn.commit(w); err != nil {
+	if err := t.conn.Commit(&w.Batch); err != nil {
 		return err
 	}
 	for ops := c.ops; len(ops) > 0; {
 		n, size := 0, 1024
 		for n < len(ops) {
 			size += int(ops[n].to-ops[n].from) + 4
-			if size > t.conn.maxSend-1024 && n > 0 && !ops[n-1].pair {
+			if size > t.conn.MaxBatch-1024 && n > 0 && !ops[n-1].pair {
 				break
 			}
 			n++
 		}
 		w := t.begin()
 		t.build(w, nil, ops[:n])
-		if err := t.conn.commit(w); err != nil {
+		if err := t.conn.Commit(&w.Batch); err != nil {
 			return err
 		}
 		ops = ops[n:]
 	}
 	w = t.begin()
 	t.buildShared(w, []change{*c}, false)
-	return t.conn.commit(w)
+	return t.conn.Commit(&w.Batch)
 }
 
 // elementList is a message that adds to a set or deletes from it; it becomes
@@ -345,7 +347,7 @@ func (t *table) list(w *batch, set setID, add bool) elementList {
 const maxElementList = 60000
 
 func (l *elementList) open(more int) {
-	if l.nest != 0 && len(l.w.b)-l.nest+more > maxElementList {
+	if l.nest != 0 && len(l.w.Buf)-l.nest+more > maxElementList {
 		l.close()
 	}
 	if l.nest != 0 {
@@ -356,15 +358,15 @@ func (l *elementList) open(more int) {
 	} else {
 		l.w.start(unix.NFT_MSG_DELSETELEM, 0)
 	}
-	l.w.str(unix.NFTA_SET_ELEM_LIST_TABLE, tableName)
-	l.w.str(unix.NFTA_SET_ELEM_LIST_SET, l.name)
-	l.nest = l.w.nest(unix.NFTA_SET_ELEM_LIST_ELEMENTS)
+	l.w.String(unix.NFTA_SET_ELEM_LIST_TABLE, tableName)
+	l.w.String(unix.NFTA_SET_ELEM_LIST_SET, l.name)
+	l.nest = l.w.Nest(unix.NFTA_SET_ELEM_LIST_ELEMENTS)
 }
 
 func (l *elementList) close() {
 	if l.nest != 0 {
-		l.w.endNest(l.nest)
-		l.w.end()
+		l.w.EndNest(l.nest)
+		l.w.End()
 		l.nest = 0
 	}
 }
@@ -374,12 +376,12 @@ func (l *elementList) put(arena []byte, o *op) {
 		return
 	}
 	l.open(int(o.to - o.from))
-	l.w.b = append(l.w.b, arena[o.from:o.to]...)
+	l.w.Buf = append(l.w.Buf, arena[o.from:o.to]...)
 }
 
 func (l *elementList) addrs(a ...netip.Addr) {
 	l.open(128)
-	l.w.b = appendAddrs(l.w.b, a...)
+	l.w.Buf = appendAddrs(l.w.Buf, a...)
 }
 
 // shared calls plus and minus for each address that a service brings to, or
@@ -477,7 +479,7 @@ func (t *table) sweep() error {
 		}
 		w := t.begin()
 		w.deleteChain(s.name())
-		switch err := t.conn.commit(w); {
+		switch err := t.conn.Commit(&w.Batch); {
 		case err == nil, errors.Is(err, unix.ENOENT):
 			delete(t.spreads, s)
 		case errors.Is(err, unix.EBUSY): // next time
@@ -512,7 +514,7 @@ func (t *table) keepDNS(d time.Duration) error {
 	if d > 0 {
 		t.nodeDNS(w, elements, true, d)
 	}
-	if err := t.conn.commit(w); err != nil {
+	if err := t.conn.Commit(&w.Batch); err != nil {
 		return fmt.Errorf("refresh set %s: %w", t.rules.sets[setNodeDNS].name, err)
 	}
 	t.dnsUntil = now.Add(d)
@@ -523,14 +525,14 @@ func (t *table) nodeDNS(w *batch, elements []element, add bool, timeout time.Dur
 	l := t.list(w, setNodeDNS, add)
 	for _, e := range elements {
 		l.open(128)
-		at := len(w.b)
-		w.b = appendNest(w.b, unix.NFTA_LIST_ELEM)
-		w.b = appendKey(w.b, unix.NFTA_SET_ELEM_KEY, func(b []byte) []byte { return appendFront(b, e.front) })
+		at := len(w.Buf)
+		w.Buf = nfnetlink.AppendNest(w.Buf, unix.NFTA_LIST_ELEM)
+		w.Buf = appendKey(w.Buf, unix.NFTA_SET_ELEM_KEY, func(b []byte) []byte { return appendFront(b, e.front) })
 		if add {
 			ms := uint64(timeout.Milliseconds())
-			w.b = appendAttr(w.b, unix.NFTA_SET_ELEM_TIMEOUT, []byte{byte(ms >> 56), byte(ms >> 48), byte(ms >> 40), byte(ms >> 32), byte(ms >> 24), byte(ms >> 16), byte(ms >> 8), byte(ms)})
+			w.Buf = nfnetlink.AppendAttr(w.Buf, unix.NFTA_SET_ELEM_TIMEOUT, []byte{byte(ms >> 56), byte(ms >> 48), byte(ms >> 40), byte(ms >> 32), byte(ms >> 24), byte(ms >> 16), byte(ms >> 8), byte(ms)})
 		}
-		endNest(w.b, at)
+		nfnetlink.EndNest(w.Buf, at)
 	}
 	l.close()
 }
