@@ -21,10 +21,9 @@ import (
 // nodeAddress is the address of the nodes, from TEST-NET-1 (RFC 5737).
 const nodeAddress = "192.0.2.10"
 
-// quietPeriod is how long a proxy must have left the ruleset alone to count as
-// done: longer than kube-proxy's minSyncPeriod of a second and its clean-up of
-// stale chains a second after a change.
-const quietPeriod = 4 * time.Second
+// quietPeriod is how long a proxy must have been idle before the next change:
+// longer than kube-proxy's minSyncPeriod of a second.
+const quietPeriod = 1500 * time.Millisecond
 
 // proxies are the contenders. Each runs in a network namespace of its own.
 var proxies = []struct {
@@ -128,6 +127,9 @@ func (b *bench) measureProxy(ctx context.Context, dir string, reg *peer.Registry
 	if r.first, err = b.firstProgramming(p, nft); err != nil {
 		return nil, fmt.Errorf("%w\n%s", err, p.Log())
 	}
+	if err := p.Idle(quietPeriod, 2*time.Minute); err != nil {
+		return nil, err
+	}
 	if r.firstCPU, err = p.CPUWithChildren(); err != nil {
 		return nil, err
 	}
@@ -147,27 +149,37 @@ func (b *bench) measureProxy(ctx context.Context, dir string, reg *peer.Registry
 	return r, err
 }
 
-// firstProgramming is the time from the start of the process to the last
-// transaction of those that brought all services into the kernel.
+// firstProgramming is the time from the start of the process to the transaction
+// that completed the services in the kernel. While a proxy works in several
+// transactions the tables are listed at most ten times a second, and the last
+// transaction before the list is the one that counts.
 func (b *bench) firstProgramming(p *peer.Process, nft *nftables) (time.Duration, error) {
 	all := make([]netip.Addr, b.cluster.services)
 	for i := range all {
 		all[i] = service(i).clusterIP()
 	}
-	deadline := time.Now().Add(5 * time.Minute)
-	for {
-		done, err := nft.settled(quietPeriod, 5*time.Minute)
+	var generation, listed uint32
+	var changed, lastList time.Time
+	for n := 0; ; time.Sleep(2 * time.Millisecond) {
+		g, err := nft.generation()
 		if err != nil {
 			return 0, err
 		}
-		n, err := nft.holds(all)
-		switch {
-		case err != nil:
-			return 0, err
-		case n == len(all):
-			return done.Sub(p.Started), nil
-		case time.Now().After(deadline):
-			return 0, fmt.Errorf("only %d of %d services are in the kernel", n, len(all))
+		if g != generation {
+			generation, changed = g, time.Now()
+		}
+		if generation != listed && time.Since(lastList) > 100*time.Millisecond {
+			listed = generation
+			if n, err = nft.holds(all); err != nil {
+				return 0, err
+			}
+			if n == len(all) {
+				return changed.Sub(p.Started), nil
+			}
+			lastList = time.Now()
+		}
+		if time.Since(p.Started) > 5*time.Minute {
+			return 0, fmt.Errorf("only %d of %d services are in the kernel after 5 minutes", n, len(all))
 		}
 		select {
 		case <-p.Done():
@@ -180,9 +192,6 @@ func (b *bench) firstProgramming(p *peer.Process, nft *nftables) (time.Duration,
 // changeOne replaces an endpoint of a service by one with a new address and
 // waits for that address to be in the kernel.
 func (b *bench) changeOne(ctx context.Context, reg *peer.Registry, p *peer.Process, nft *nftables, i int, r *proxyResult) error {
-	if _, err := nft.settled(quietPeriod, time.Minute); err != nil {
-		return err
-	}
 	m, err := nft.watchTransactions()
 	if err != nil {
 		return err
@@ -234,7 +243,7 @@ func (b *bench) changeOne(ctx context.Context, reg *peer.Registry, p *peer.Proce
 	event := <-events
 	r.fromWrite = append(r.fromWrite, inKernel.Sub(written))
 	r.fromEvent = append(r.fromEvent, max(0, inKernel.Sub(event)))
-	if _, err := nft.settled(quietPeriod, time.Minute); err != nil {
+	if err := p.Idle(quietPeriod, 2*time.Minute); err != nil {
 		return err
 	}
 	cpuAfter, err := p.CPUWithChildren()
@@ -263,7 +272,7 @@ func (b *bench) printProxies(results []*proxyResult) {
 	}
 	t.notes = append(t.notes,
 		"first programming is from the start of the process, so it includes listing from the API; Rutter is the whole agent, DNS included",
-		"changes are medians; CPU includes the nft processes that kube-proxy starts, and whatever else it does in the "+(2*quietPeriod).String()+" around a change")
+		"changes are medians; CPU includes the nft processes that kube-proxy starts, and all that is done until the proxy is idle again")
 	b.out.print(t)
 }
 

@@ -137,6 +137,43 @@ func (p *Process) CPUWithChildren() (time.Duration, error) {
 	return own + time.Duration(user+system)*10*time.Millisecond, errors.Join(err1, err2)
 }
 
+// Idle waits until the process has no child and has used next to no CPU time
+// for a while.
+func (p *Process) Idle(while, timeout time.Duration) error {
+	deadline := time.Now().Add(timeout)
+	for {
+		before, err := p.CPUWithChildren()
+		if err != nil {
+			return err
+		}
+		for start := time.Now(); time.Since(start) < while; time.Sleep(20 * time.Millisecond) {
+			if p.hasChildren() {
+				start = time.Now()
+			}
+			if time.Now().After(deadline) {
+				return fmt.Errorf("%s was still busy after %s", p.Name, timeout)
+			}
+		}
+		after, err := p.CPUWithChildren()
+		if err != nil {
+			return err
+		}
+		if after-before < while/20 {
+			return nil
+		}
+	}
+}
+
+func (p *Process) hasChildren() bool {
+	lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", p.PID()))
+	for _, l := range lists {
+		if b, _ := os.ReadFile(l); len(b) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // Memory is what a process has in RAM, in bytes.
 type Memory struct {
 	Resident  int64 // all of it

@@ -159,31 +159,6 @@ func eachKey(b []byte, f func([]byte)) error {
 	return ad.Err()
 }
 
-// settled waits until the ruleset has been left alone for quiet, and returns
-// when the last transaction was seen.
-func (n *nftables) settled(quiet, timeout time.Duration) (time.Time, error) {
-	last, err := n.generation()
-	if err != nil {
-		return time.Time{}, err
-	}
-	start := time.Now()
-	changed := start
-	for time.Since(changed) < quiet {
-		if time.Since(start) > timeout {
-			return changed, fmt.Errorf("the ruleset was still changing after %s", timeout)
-		}
-		time.Sleep(2 * time.Millisecond)
-		g, err := n.generation()
-		if err != nil {
-			return changed, err
-		}
-		if g != last {
-			last, changed = g, time.Now()
-		}
-	}
-	return changed, nil
-}
-
 // monitor listens for transactions.
 type monitor struct {
 	conn  *netlink.Conn
