@@ -1,7 +1,9 @@
 package kubernetes
 
 import (
+	"cmp"
 	"net/netip"
+	"slices"
 
 	"github.com/miekg/dns"
 
@@ -270,22 +272,47 @@ func (l *lookup) reverse(addr netip.Addr) plugin.Outcome {
 		}
 	}
 	if !l.k.noEndpoints {
-		for n := first; n != nil; n = n.next {
-			if n.hash != h || n.value.addr != addr || !l.reverseShows(n.value.slot) {
-				continue
-			}
-			for _, sl := range n.value.slot.now.Load().slices {
-				if ep := readyEndpoint(sl, addr); ep != nil {
-					l.pointer(n.value.slot, ep)
-					break
-				}
-			}
-		}
+		l.endpointPointers(first, h, addr)
 	}
 	if l.a.Count(wire.AnswerSection) == 0 && !l.a.Overflow() {
 		return l.nameError()
 	}
 	return l.answered()
+}
+
+// endpointPointers adds a PTR record per service that has the endpoint: in the
+// order of their names, those that know it by a host name first, so that who
+// takes the first gets the same one each time.
+func (l *lookup) endpointPointers(first *node[addrOf], h uint64, addr netip.Addr) {
+	type found struct {
+		slot *slot
+		ep   *catalog.Endpoint
+	}
+	var room [8]found
+	list := room[:0]
+	for n := first; n != nil; n = n.next {
+		if n.hash != h || n.value.addr != addr || !l.reverseShows(n.value.slot) {
+			continue
+		}
+		for _, sl := range n.value.slot.now.Load().slices {
+			if ep := readyEndpoint(sl, addr); ep != nil {
+				list = append(list, found{n.value.slot, ep})
+				break
+			}
+		}
+	}
+	slices.SortFunc(list, func(a, b found) int {
+		if named := a.ep.Hostname != ""; named != (b.ep.Hostname != "") {
+			if named {
+				return -1
+			}
+			return 1
+		}
+		return cmp.Or(cmp.Compare(a.slot.name.Namespace, b.slot.name.Namespace), cmp.Compare(a.slot.name.Name, b.slot.name.Name))
+	})
+	for _, f := range list {
+		l.pointer(f.slot, f.ep)
+	}
 }
 
 // reverseShows tells whether PTR records name the service: the namespaces

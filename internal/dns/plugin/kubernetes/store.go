@@ -19,6 +19,9 @@ import (
 // published after the dataplane knows the address, one whose virtual IP is gone
 // is withdrawn before the dataplane forgets it.
 type Store struct {
+	// Now is the clock of serial numbers; set it before the first change.
+	Now func() time.Time
+
 	hash   hashes
 	synced atomic.Bool
 	done   chan struct{} // closed when synced
@@ -35,6 +38,7 @@ type Store struct {
 // programming SLI; nil for none.
 func NewStore(r prometheus.Registerer) *Store {
 	s := &Store{
+		Now:        time.Now,
 		hash:       hashes{maphash.MakeSeed()},
 		done:       make(chan struct{}),
 		services:   make(map[catalog.ServiceName]catalog.Entry),
@@ -191,7 +195,7 @@ func (s *Store) view(sel selection) *view {
 	key := sel.key()
 	v := s.views[key]
 	if v == nil {
-		v = newView(s.hash, sel)
+		v = newView(s.hash, s.Now, sel)
 		for name, n := range s.namespaces {
 			v.setNamespace(name, n)
 		}

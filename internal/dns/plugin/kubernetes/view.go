@@ -51,6 +51,7 @@ type view struct {
 
 	// The writer's.
 	users   int
+	clock   func() time.Time
 	names   map[string]*namespace
 	diff    map[netip.Addr]uint8
 	scratch []byte
@@ -93,8 +94,8 @@ type namespace struct {
 	exists  bool
 }
 
-func newView(h hashes, sel selection) *view {
-	return &view{sel: sel, hash: h, names: make(map[string]*namespace), diff: make(map[netip.Addr]uint8)}
+func newView(h hashes, clock func() time.Time, sel selection) *view {
+	return &view{sel: sel, hash: h, clock: clock, names: make(map[string]*namespace), diff: make(map[netip.Addr]uint8)}
 }
 
 // service returns the slot of SVC.NS, given in lower case wire form.
@@ -130,7 +131,7 @@ func (v *view) podIn(addr netip.Addr, ns []byte) bool {
 	return false
 }
 
-func (v *view) touch() { v.serial.Store(uint32(time.Now().Unix())) }
+func (v *view) touch() { v.serial.Store(uint32(v.clock().Unix())) }
 
 func (v *view) namespaceOf(name string) *namespace {
 	ns := v.names[name]
