@@ -4,20 +4,36 @@ package order
 
 import (
 	"github.com/rutter-project/rutter/internal/dns/plugin"
+	"github.com/rutter-project/rutter/internal/dns/plugin/acl"
+	"github.com/rutter-project/rutter/internal/dns/plugin/any"
 	"github.com/rutter-project/rutter/internal/dns/plugin/bind"
+	"github.com/rutter-project/rutter/internal/dns/plugin/bufsize"
 	"github.com/rutter-project/rutter/internal/dns/plugin/cache"
+	"github.com/rutter-project/rutter/internal/dns/plugin/cancel"
+	"github.com/rutter-project/rutter/internal/dns/plugin/chaos"
+	"github.com/rutter-project/rutter/internal/dns/plugin/debug"
+	"github.com/rutter-project/rutter/internal/dns/plugin/erratic"
 	"github.com/rutter-project/rutter/internal/dns/plugin/errors"
 	"github.com/rutter-project/rutter/internal/dns/plugin/forward"
+	"github.com/rutter-project/rutter/internal/dns/plugin/header"
 	"github.com/rutter-project/rutter/internal/dns/plugin/health"
 	"github.com/rutter-project/rutter/internal/dns/plugin/hosts"
 	"github.com/rutter-project/rutter/internal/dns/plugin/kubernetes"
 	"github.com/rutter-project/rutter/internal/dns/plugin/loadbalance"
+	"github.com/rutter-project/rutter/internal/dns/plugin/local"
 	"github.com/rutter-project/rutter/internal/dns/plugin/log"
 	"github.com/rutter-project/rutter/internal/dns/plugin/loop"
 	"github.com/rutter-project/rutter/internal/dns/plugin/metadata"
+	"github.com/rutter-project/rutter/internal/dns/plugin/minimal"
+	"github.com/rutter-project/rutter/internal/dns/plugin/multisocket"
+	"github.com/rutter-project/rutter/internal/dns/plugin/nsid"
+	"github.com/rutter-project/rutter/internal/dns/plugin/pprof"
 	"github.com/rutter-project/rutter/internal/dns/plugin/prometheus"
 	"github.com/rutter-project/rutter/internal/dns/plugin/ready"
 	"github.com/rutter-project/rutter/internal/dns/plugin/reload"
+	"github.com/rutter-project/rutter/internal/dns/plugin/root"
+	"github.com/rutter-project/rutter/internal/dns/plugin/timeouts"
+	"github.com/rutter-project/rutter/internal/dns/plugin/whoami"
 )
 
 // List returns the plugins in CoreDNS 1.14.7's order. A nil setup is a plugin
@@ -40,45 +56,45 @@ func List(stores kubernetes.Stores) []plugin.Entry {
 		effect plugin.Effect
 	}
 	lines := []line{
-		{"root", nil, configures},
+		{"root", root.Setup, configures},
 		{"metadata", metadata.Setup, observes},
 		{"geoip", nil, observes},
-		{"cancel", nil, observes},
+		{"cancel", cancel.Setup, observes},
 		{"proxyproto", nil, configures},
 		{"quic", nil, configures},
 		{"grpc_server", nil, configures},
 		{"https", nil, configures},
 		{"https3", nil, configures},
-		{"timeouts", nil, configures},
-		{"multisocket", nil, configures},
+		{"timeouts", timeouts.Setup, configures},
+		{"multisocket", multisocket.Setup, configures},
 		{"reload", reload.Setup, configures},
-		{"nsid", nil, changes},
-		{"bufsize", nil, changes},
+		{"nsid", nsid.Setup, changes},
+		{"bufsize", bufsize.Setup, changes},
 		{"bind", bind.Setup, configures},
-		{"debug", nil, configures},
+		{"debug", debug.Setup, configures},
 		{"trace", nil, observes},
 		{"ready", ready.Setup, configures},
 		{"health", health.Setup, configures},
-		{"pprof", nil, configures},
+		{"pprof", pprof.Setup, configures},
 		{"shed", nil, configures},
 		{"prometheus", prometheus.Setup, observes},
 		{"errors", errors.Setup, observes},
 		{"log", log.Setup, observes},
 		{"dnstap", nil, observes},
-		{"local", nil, local},
+		{"local", local.Setup, local},
 		{"dns64", nil, changes},
-		{"any", nil, local},
-		{"chaos", nil, local},
+		{"any", any.Setup, local},
+		{"chaos", chaos.Setup, local},
 		{"loadbalance", loadbalance.Setup, changes},
 		{"tsig", nil, changes},
 		{"rewrite", nil, changes},
 		{"autopath", nil, changes},
-		{"acl", nil, changes},
+		{"acl", acl.Setup, changes},
 		{"cache", cache.Setup, answers},
-		{"header", nil, changes},
+		{"header", header.Setup, changes},
 		{"dnssec", nil, changes},
 		{"tls", nil, configures},
-		{"minimal", nil, changes},
+		{"minimal", minimal.Setup, changes},
 		{"template", nil, local},
 		{"transfer", nil, local},
 		{"hosts", hosts.Setup, local},
@@ -94,8 +110,8 @@ func List(stores kubernetes.Stores) []plugin.Entry {
 		{"loop", loop.Setup, configures},
 		{"forward", forward.Setup, answers},
 		{"grpc", nil, answers},
-		{"erratic", nil, answers},
-		{"whoami", nil, answers},
+		{"erratic", erratic.Setup, answers},
+		{"whoami", whoami.Setup, answers},
 		{"on", nil, configures},
 		{"sign", nil, configures},
 		{"view", nil, configures},
