@@ -20,7 +20,7 @@ import (
 	"github.com/rutter-project/rutter/internal/dns/plugin/hosts"
 	"github.com/rutter-project/rutter/internal/dns/plugin/kubernetes"
 	"github.com/rutter-project/rutter/internal/dns/plugin/loadbalance"
-	"github.com/rutter-project/rutter/internal/dns/plugin/local"
+	localnames "github.com/rutter-project/rutter/internal/dns/plugin/local"
 	"github.com/rutter-project/rutter/internal/dns/plugin/log"
 	"github.com/rutter-project/rutter/internal/dns/plugin/loop"
 	"github.com/rutter-project/rutter/internal/dns/plugin/metadata"
@@ -81,7 +81,7 @@ func List(stores kubernetes.Stores) []plugin.Entry {
 		{"errors", errors.Setup, observes},
 		{"log", log.Setup, observes},
 		{"dnstap", nil, observes},
-		{"local", local.Setup, local},
+		{"local", localnames.Setup, local},
 		{"dns64", nil, changes},
 		{"any", any.Setup, local},
 		{"chaos", chaos.Setup, local},
