@@ -121,6 +121,9 @@ func parseElement(elem []byte) (key, data string) {
 // and the numbers that session affinity knows them by.
 func (t *table) asHeld(held *found, p *port) *port {
 	have := &port{}
+	if number, ok := held[setAffinityServices][string(appendFront(nil, p.key()))]; ok && p.Affinity != 0 {
+		t.recall(have, parseNumber(number))
+	}
 	p.lists(func(f front, base uint32, _ []netip.AddrPort) {
 		list := &have.Cluster
 		if base == localSlots {
@@ -137,27 +140,22 @@ func (t *table) asHeld(held *found, p *port) *port {
 				return
 			}
 			*list = append(*list, parseAddrPort(data))
-			if number, ok := held[setAffinitySlots][string(key)]; ok && p.Affinity != 0 {
-				t.recall(have, parseNumber(number), (*list)[len(*list)-1])
+			if data, ok := held[setAffinitySlots][string(key)]; ok && have.sticky != nil {
+				if number := parseNumber(data); number&^endpointMask == have.sticky.number {
+					have.sticky.ids[(*list)[len(*list)-1]] = number & endpointMask
+				}
 			}
 		}
 	})
 	return have
 }
 
-// recall puts an endpoint's number as the kernel has it into the port, if
-// nobody else has the port's.
-func (t *table) recall(p *port, number uint32, ep netip.AddrPort) {
-	if p.sticky == nil {
-		n := number >> endpointBits
-		if t.numbers[n] {
-			return
-		}
+// recall gives the port the number that the kernel knows it by, if no other has
+// it.
+func (t *table) recall(p *port, number uint32) {
+	if n := number >> endpointBits; !t.numbers[n] {
 		t.numbers[n] = true
-		p.sticky = &sticky{number: number &^ endpointMask, ids: make(map[netip.AddrPort]uint32)}
-	}
-	if number&^endpointMask == p.sticky.number {
-		p.sticky.ids[ep] = number & endpointMask
+		p.sticky = &sticky{number: number, ids: make(map[netip.AddrPort]uint32)}
 	}
 }
 
