@@ -147,5 +147,5 @@ func ratio(a, b float64) string {
 	if r := a / b; r < 10 {
 		return fmt.Sprintf("%.2f", r)
 	}
-	return fmt.Sprintf("%.0f", a/b)
+	return count(a / b)
 }
