@@ -85,7 +85,7 @@ func (p *Proxy) cleanFlows() {
 		return
 	}
 	start := time.Now()
-	addrs, err := localAddrs()
+	addrs, err := p.localAddrs()
 	if err != nil {
 		f.failed(p.log, err)
 		return

@@ -14,6 +14,7 @@ type metrics struct {
 	failures, flowsRemoved                counter
 
 	refused prometheus.Gauge
+	repairs prometheus.Counter
 }
 
 // histogram is one that has a series per family.
@@ -73,13 +74,15 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		flowsDuration: histogram{hist("conntrack_reconciler_sync_duration_seconds", "Time to remove stale flows", sync), nil, nil},
 		flowsRemoved: counter{prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "kubeproxy", Name: "conntrack_reconciler_deleted_entries_total",
 			Help: "Stale flows removed"}, label)},
+		repairs: prometheus.NewCounter(prometheus.CounterOpts{Name: "rutter_proxy_repairs_total",
+			Help: "Times that another program had changed our tables"}),
 		refused: prometheus.NewGauge(prometheus.GaugeOpts{Name: "rutter_proxy_refused_services",
 			Help: "Services that the kernel refuses to take"}),
 	}
 	if r == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{all, m.full.HistogramVec, m.partial.HistogramVec, m.latency.HistogramVec, m.failures.CounterVec, m.flowsDuration.HistogramVec, m.flowsRemoved.CounterVec, last, m.refused} {
+	for _, c := range []prometheus.Collector{all, m.full.HistogramVec, m.partial.HistogramVec, m.latency.HistogramVec, m.failures.CounterVec, m.flowsDuration.HistogramVec, m.flowsRemoved.CounterVec, last, m.refused, m.repairs} {
 		if err := r.Register(c); err != nil {
 			return nil, fmt.Errorf("register the proxy's metrics: %w", err)
 		}

@@ -2,9 +2,10 @@ package proxy
 
 import (
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
+
+	"github.com/vishvananda/netlink"
 
 	"github.com/rutter-project/rutter/internal/catalog"
 	"github.com/rutter-project/rutter/internal/proxy/plan"
@@ -44,14 +45,14 @@ func (p *Proxy) rules(n plan.Node) (plan.Rules, error) {
 			r.Detect.CIDRs = o.PodCIDRs
 		}
 	}
-	addrs, err := nodePortAddrs(p.cfg.NodePortAddresses, n)
+	addrs, err := p.nodePortAddrs(p.cfg.NodePortAddresses, n)
 	r.NodePortAddrs = addrs
 	return r, err
 }
 
 // nodePortAddrs are the addresses that node ports are served on; nil means all
 // but loopback.
-func nodePortAddrs(spec []string, n plan.Node) ([]netip.Addr, error) {
+func (p *Proxy) nodePortAddrs(spec []string, n plan.Node) ([]netip.Addr, error) {
 	if slices.Equal(spec, []string{"primary"}) {
 		return slices.DeleteFunc(append([]netip.Addr{}, n.IPs...), netip.Addr.IsLoopback), nil
 	}
@@ -70,7 +71,7 @@ func nodePortAddrs(spec []string, n plan.Node) ([]netip.Addr, error) {
 	if all[0] && all[1] {
 		return nil, nil
 	}
-	local, err := localAddrs()
+	local, err := p.localAddrs()
 	if err != nil {
 		return nil, err
 	}
@@ -91,15 +92,15 @@ func familyIndex(a netip.Addr) int {
 }
 
 // localAddrs are the addresses of this host's interfaces, sorted.
-func localAddrs() ([]netip.Addr, error) {
-	list, err := net.InterfaceAddrs()
+func (p *Proxy) localAddrs() ([]netip.Addr, error) {
+	list, err := p.host.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil {
 		return nil, fmt.Errorf("list the addresses of this host: %w", err)
 	}
 	var addrs []netip.Addr
 	for _, a := range list {
-		if p, err := netip.ParsePrefix(a.String()); err == nil {
-			addrs = append(addrs, p.Addr().Unmap())
+		if addr, ok := netip.AddrFromSlice(a.IP); ok {
+			addrs = append(addrs, addr.Unmap())
 		}
 	}
 	slices.SortFunc(addrs, netip.Addr.Compare)

@@ -16,6 +16,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
 	"github.com/rutter-project/rutter/internal/catalog"
 	"github.com/rutter-project/rutter/internal/proxy/conntrack"
 	"github.com/rutter-project/rutter/internal/proxy/nftables"
@@ -38,6 +41,7 @@ type Proxy struct {
 
 	mu        sync.Mutex
 	data      *nftables.Dataplane // nil before Start and after Close
+	host      *netlink.Handle     // interfaces and addresses of the namespace
 	nodeFacts plan.Node
 	rulesNow  plan.Rules
 	claims    *claims
@@ -50,7 +54,9 @@ type Proxy struct {
 	started   time.Time
 	adopted   bool // the kernel holds what the catalogue says; else everything is gone through
 	lastApply time.Time
+	lastAdopt time.Time // when all services were gone through
 	lastErr   error
+	repairs   int
 }
 
 type count struct{ services, ports, endpoints int }
@@ -90,6 +96,17 @@ func (p *Proxy) Start(ctx context.Context) error {
 	if p.data != nil {
 		return errors.New("proxy: started twice")
 	}
+	host, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("proxy: open a netlink socket: %w", err)
+	}
+	p.host = host
+	opened := false
+	defer func() {
+		if !opened {
+			host.Close()
+		}
+	}()
 	p.nodeFacts = p.node()
 	rules, err := p.rules(p.nodeFacts)
 	if err != nil {
@@ -106,6 +123,13 @@ func (p *Proxy) Start(ctx context.Context) error {
 		data.Close()
 		return err
 	}
+	monitor, err := data.Monitor()
+	if err != nil {
+		data.Close()
+		p.flows.cleaner.Close()
+		return err
+	}
+	opened = true
 	p.data, p.started = data, time.Now()
 	if len(p.cfg.NodeDNS) > 0 {
 		if err := p.keepNodeDNS(); err != nil {
@@ -113,7 +137,8 @@ func (p *Proxy) Start(ctx context.Context) error {
 		}
 	}
 	ctx, p.stop = context.WithCancel(ctx)
-	p.loops.Add(1)
+	p.loops.Add(2)
+	go p.watch(ctx, monitor)
 	go p.keep(ctx)
 	return nil
 }
@@ -131,6 +156,7 @@ func (p *Proxy) Close() error {
 		return nil
 	}
 	err := errors.Join(p.data.Close(), p.flows.cleaner.Close())
+	p.host.Close()
 	p.data = nil
 	return err
 }
@@ -207,6 +233,7 @@ func (p *Proxy) planner() plan.Planner {
 // adopt plans every service and makes the kernel hold just these.
 func (p *Proxy) adopt(ctx context.Context) error {
 	start := time.Now()
+	p.lastAdopt = start
 	var names []catalog.ServiceName
 	p.cat.Services(func(n catalog.ServiceName, e catalog.Entry) bool {
 		if e.Service != nil {
@@ -252,6 +279,11 @@ func (p *Proxy) apply(ctx context.Context, names []catalog.ServiceName) error {
 		}
 	}
 	refused, err := p.data.Apply(ctx, plans)
+	if len(refused) > 0 && start.Sub(p.lastAdopt) > retryEvery {
+		// Perhaps the kernel does not hold what we think. Going through
+		// everything tells.
+		return p.adopt(ctx)
+	}
 	p.settle(plans, refused)
 	if err != nil {
 		return err
@@ -355,77 +387,4 @@ func (p *Proxy) observeTrigger(name catalog.ServiceName) {
 
 func compareNames(a, b catalog.ServiceName) int {
 	return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
-}
-
-// keep is the upkeep that no change of the catalogue asks for.
-func (p *Proxy) keep(ctx context.Context) {
-	defer p.loops.Done()
-	beat := time.NewTicker(p.cfg.NodeDNSTimeout / 3)
-	defer beat.Stop()
-	sweep := time.NewTicker(30 * time.Second)
-	defer sweep.Stop()
-	retry := time.NewTicker(5 * time.Second)
-	defer retry.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-beat.C:
-			p.locked(func() error {
-				if len(p.cfg.NodeDNS) == 0 {
-					return nil
-				}
-				return p.keepNodeDNS()
-			}, "cannot keep DNS on this node")
-		case <-sweep.C:
-			p.locked(p.data.Sweep, "cannot remove unused chains")
-		case <-retry.C:
-			p.locked(func() error {
-				// After an error, or when the kernel refused something.
-				if p.lastErr == nil && len(p.refused) == 0 {
-					p.cleanFlows()
-					return nil
-				}
-				return p.outcome(p.adopt(ctx))
-			}, "cannot program services")
-		}
-	}
-}
-
-func (p *Proxy) locked(f func() error, failed string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if err := f(); err != nil && !errors.Is(err, context.Canceled) {
-		p.log.Error(failed, "err", err)
-	}
-}
-
-func (p *Proxy) keepNodeDNS() error {
-	if p.cfg.NodeDNSAlive != nil && !p.cfg.NodeDNSAlive() {
-		return nil // its elements time out
-	}
-	return p.data.KeepNodeDNS(p.cfg.NodeDNSTimeout)
-}
-
-// KeepNodeDNS makes queries stay on this node from now on; for a DNS server
-// that begins to answer. Without it they do so within a third of
-// NodeDNSTimeout.
-func (p *Proxy) KeepNodeDNS() error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.data == nil || len(p.cfg.NodeDNS) == 0 {
-		return nil
-	}
-	return p.keepNodeDNS()
-}
-
-// ReleaseNodeDNS lets queries go to other nodes at once; for a DNS server that
-// stops in an orderly way.
-func (p *Proxy) ReleaseNodeDNS() error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.data == nil || len(p.cfg.NodeDNS) == 0 {
-		return nil
-	}
-	return p.data.KeepNodeDNS(0)
 }

@@ -16,6 +16,7 @@ type Status struct {
 	Services, Ports, Endpoints int
 	LastApply                  time.Time // zero before the first
 	LastError                  string
+	Repairs                    int // times that another program had changed our tables
 	// Refused are the services that the kernel would not take, with its words.
 	Refused []RefusedService
 	// Partial are services that are programmed but for a part.
@@ -39,7 +40,7 @@ func (p *Proxy) Status() Status {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s := Status{
-		Mode: "nftables", Adopted: p.adopted, LastApply: p.lastApply,
+		Mode: "nftables", Adopted: p.adopted, LastApply: p.lastApply, Repairs: p.repairs,
 		Services: p.total.services, Ports: p.total.ports, Endpoints: p.total.endpoints,
 	}
 	if p.lastErr != nil {

@@ -30,6 +30,7 @@ type world struct {
 	proxy                       *proxy.Proxy
 	node, a, b, client, outside *testnet.Space
 	detect                      plan.Detector
+	serviceCIDRs                []netip.Prefix
 }
 
 const (
@@ -66,7 +67,7 @@ func newWorld(t testing.TB, change func(*proxy.Config)) *world {
 	if change != nil {
 		change(&cfg)
 	}
-	w.detect = cfg.Detect
+	w.detect, w.serviceCIDRs = cfg.Detect, cfg.ServiceCIDRs
 	w.start(cfg)
 	return w
 }

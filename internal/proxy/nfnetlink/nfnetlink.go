@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -146,6 +147,7 @@ type Conn struct {
 	// MaxBatch is how many bytes one transaction may have.
 	MaxBatch int
 	recv     []byte
+	shut     atomic.Bool
 }
 
 // What one transaction may be at most: the kernel holds its nf_tables lock for
@@ -204,6 +206,52 @@ func (c *Conn) setUp() error {
 
 // Close closes the socket.
 func (c *Conn) Close() error { return unix.Close(c.fd) }
+
+// Listen makes the socket receive the notices of a multicast group, without
+// those that the filter drops, and wait for them without limit.
+func (c *Conn) Listen(group int, filter []unix.SockFilter) error {
+	if len(filter) > 0 {
+		program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+		if err := unix.SetsockoptSockFprog(c.fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &program); err != nil {
+			return fmt.Errorf("attach a filter to the netlink socket: %w", err)
+		}
+	}
+	// The read wakes up now and then to see whether it was shut down.
+	tv := unix.NsecToTimeval(int64(listenBeat))
+	if err := unix.SetsockoptTimeval(c.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv); err != nil {
+		return err
+	}
+	return unix.SetsockoptInt(c.fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, group)
+}
+
+const listenBeat = 200 * time.Millisecond
+
+// Receive waits for one datagram of notices and calls f for each message in it.
+// The error is ErrUnknown if notices were lost and ErrClosed after Shutdown.
+func (c *Conn) Receive(f func(typ uint16, seq uint32, payload []byte) error) error {
+	for {
+		if c.shut.Load() {
+			return errors.Join(ErrClosed, c.Close())
+		}
+		n, _, err := unix.Recvfrom(c.fd, c.recv, 0)
+		switch {
+		case err == unix.EINTR, err == unix.EAGAIN:
+			continue
+		case err == unix.ENOBUFS:
+			return ErrUnknown
+		case err != nil:
+			return fmt.Errorf("receive from netfilter: %w", err)
+		}
+		return messages(c.recv[:n], f)
+	}
+}
+
+// Shutdown ends Receive, which then closes the socket. It may be called while
+// another goroutine is in Receive.
+func (c *Conn) Shutdown() { c.shut.Store(true) }
+
+// ErrClosed is what Receive returns after Shutdown.
+var ErrClosed = errors.New("closed")
 
 // Error is a refusal by the kernel, with its own words if it said any.
 type Error struct {

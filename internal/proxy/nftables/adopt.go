@@ -24,6 +24,10 @@ type found [setCount]map[string]string
 // adopt makes the table hold these services and nothing else, touching only
 // what differs from what the kernel holds, whoever put it there.
 func (t *table) adopt(ctx context.Context, want []plan.Service) ([]Refusal, error) {
+	// Whoever took something away may have taken more than elements.
+	if err := t.open(); err != nil {
+		return nil, err
+	}
 	held, err := t.listSets()
 	if err != nil {
 		return nil, err

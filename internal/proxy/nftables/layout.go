@@ -72,6 +72,8 @@ const (
 	nftaSetFieldLen   = 1    // NFTA_SET_FIELD_LEN
 	nftaSetElemKeyEnd = 10   // NFTA_SET_ELEM_KEY_END
 	nftaTableUserdata = 6    // NFTA_TABLE_USERDATA
+	nftaGenProcPID    = 2    // NFTA_GEN_PROC_PID
+	nftaGenProcName   = 3    // NFTA_GEN_PROC_NAME
 )
 
 type setSpec struct {
