@@ -31,6 +31,7 @@ import (
 	"github.com/rutter-project/rutter/internal/dns/plugin/prometheus"
 	"github.com/rutter-project/rutter/internal/dns/plugin/ready"
 	"github.com/rutter-project/rutter/internal/dns/plugin/reload"
+	"github.com/rutter-project/rutter/internal/dns/plugin/rewrite"
 	"github.com/rutter-project/rutter/internal/dns/plugin/root"
 	"github.com/rutter-project/rutter/internal/dns/plugin/timeouts"
 	"github.com/rutter-project/rutter/internal/dns/plugin/whoami"
@@ -87,7 +88,7 @@ func List(stores kubernetes.Stores) []plugin.Entry {
 		{"chaos", chaos.Setup, local},
 		{"loadbalance", loadbalance.Setup, changes},
 		{"tsig", nil, changes},
-		{"rewrite", nil, changes},
+		{"rewrite", rewrite.Setup, changes},
 		{"autopath", nil, changes},
 		{"acl", acl.Setup, changes},
 		{"cache", cache.Setup, answers},
