@@ -143,8 +143,6 @@ func (c *control) exec(ctx context.Context, conn *net.UnixConn, m *execMessage, 
 	for _, f := range files {
 		_ = f.Close() // a terminal hangs up when its last user closes it
 	}
-	ended := make(chan Exit, 1)
-	go func() { ended <- wait(child) }()
 	signals := make(chan int)
 	go func() {
 		defer close(signals)
@@ -162,16 +160,15 @@ func (c *control) exec(ctx context.Context, conn *net.UnixConn, m *execMessage, 
 	}()
 	for {
 		select {
-		case exit := <-ended:
+		case <-child.Done():
 			_ = conn.SetReadDeadline(time.Now())
 			for range signals {
 			}
-			return reply{Code: exit.Code}
+			return reply{Code: child.Wait().Code}
 		case sig, ok := <-signals:
 			if !ok {
-				killSession(child)
-				exit := <-ended
-				return reply{Code: exit.Code}
+				child.KillSession()
+				return reply{Code: child.Wait().Code}
 			}
 			_ = child.Signal(unix.Signal(sig))
 		}

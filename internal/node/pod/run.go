@@ -15,7 +15,6 @@ import (
 	"net/netip"
 	"os"
 	"sync"
-	"syscall"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -35,6 +34,8 @@ const (
 	requestTimeout = 5 * time.Second
 	// startTimeout bounds the wait for the API and the Node object.
 	startTimeout = 60 * time.Second
+	// announceTimeout is how long the API may keep a process from its TERM.
+	announceTimeout = time.Second
 	// farewellTimeout bounds the last words to the API. What it did not hear
 	// then, a sweep tells it.
 	farewellTimeout = 5 * time.Second
@@ -78,19 +79,19 @@ type Pod struct {
 	stops  chan stopRequest
 	log    *slog.Logger
 
-	process *os.Process
+	process *sandbox.Child
 	logDone chan error // the log has been written to its end; nil without one
 	// signalled is set when the end was asked for by a signal or a stop: the
 	// pod is then taken out of the API whatever Spec.Remove says.
-	mu        sync.Mutex
+	mu        sync.Mutex // guards signalled and box.Record
 	signalled bool
-	deadline  time.Time
 }
 
 // stopRequest asks for the end of the process.
 type stopRequest struct {
 	grace time.Duration
-	gone  bool // the object is gone from the API
+	known bool // the API knows: it is where the request comes from
+	gone  bool // the object is gone from there
 }
 
 // Name is the pod's name, also where it was generated.
@@ -128,7 +129,7 @@ func (p *Pod) supervise(ctx context.Context) (Exit, error) {
 	tasks.Go(func() { send.run(background) })
 	watch := &watcher{pods: p.pods, name: p.spec.Name, uid: p.uid, status: p.status, log: p.log}
 	tasks.Go(func() {
-		watch.run(background, func(grace time.Duration, gone bool) { p.ask(stopRequest{grace, gone}) })
+		watch.run(background, func(grace time.Duration, gone bool) { p.ask(stopRequest{grace, true, gone}) })
 	})
 	control, err := listenControl(p)
 	if err != nil {
@@ -139,9 +140,7 @@ func (p *Pod) supervise(ctx context.Context) (Exit, error) {
 	probing, stopProbing := context.WithCancel(background)
 	p.startProbes(probing, &tasks)
 
-	ended := make(chan Exit, 1)
-	go func() { ended <- wait(p.process) }()
-	exit, gone := p.untilEnd(ctx, ended)
+	exit, gone := p.untilEnd(ctx)
 	stopProbing()
 
 	p.status.update(func(s *status) { s.end(exit) })
@@ -150,47 +149,57 @@ func (p *Pod) supervise(ctx context.Context) (Exit, error) {
 }
 
 // untilEnd waits for the process, and ends it when asked to.
-func (p *Pod) untilEnd(ctx context.Context, ended <-chan Exit) (exit Exit, gone bool) {
+func (p *Pod) untilEnd(ctx context.Context) (exit Exit, gone bool) {
 	done := ctx.Done()
 	var kill <-chan time.Time
-	stop := func(grace time.Duration) {
-		deadline := time.Now().Add(grace)
-		if kill != nil && !deadline.Before(p.deadline) {
+	var killAt time.Time
+	stop := func(grace time.Duration, known bool) {
+		at := time.Now().Add(grace)
+		switch {
+		case kill == nil:
+			p.log.Info("ending", "pod", p.spec.Name, "grace", grace)
+			p.terminate(ctx, grace, known)
+		case !at.Before(killAt):
 			return // already ending, and sooner
 		}
-		p.deadline = deadline
-		if kill == nil {
-			p.log.Info("ending", "pod", p.spec.Name, "grace", grace)
-			p.terminate(grace)
-		}
-		kill = time.After(grace)
+		kill, killAt = time.After(grace), at
 	}
 	for {
 		select {
-		case exit = <-ended:
-			return exit, gone
+		case <-p.process.Done():
+			return p.process.Wait(), gone
 		case <-done:
 			done = nil
 			p.markSignalled()
-			stop(p.spec.Grace)
+			stop(p.spec.Grace, false)
 		case r := <-p.stops:
 			gone = gone || r.gone
 			p.markSignalled()
-			stop(r.grace)
+			stop(r.grace, r.known)
 		case <-kill:
 			_ = p.box.Kill()
-			kill = nil
-			p.deadline = time.Time{}
-			return <-ended, gone
+			return p.process.Wait(), gone
 		}
 	}
 }
 
-// terminate asks the process to end.
-func (p *Pod) terminate(grace time.Duration) {
-	if grace > 0 {
-		_ = p.process.Signal(unix.SIGTERM)
+// terminate asks the process to end, after the API: from then on the pod's
+// endpoints are marked terminating, and nothing new is sent there.
+func (p *Pod) terminate(ctx context.Context, grace time.Duration, known bool) {
+	p.record(func(r *sandbox.Record) { r.Phase = "Terminating" })
+	if grace == 0 {
+		return
 	}
+	if !known {
+		attempt, cancel := context.WithTimeout(context.WithoutCancel(ctx), announceTimeout)
+		defer cancel()
+		seconds := int64((grace + time.Second - 1) / time.Second)
+		err := p.pods.Delete(attempt, p.spec.Name, metav1.DeleteOptions{GracePeriodSeconds: &seconds, Preconditions: &metav1.Preconditions{UID: &p.uid}})
+		if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
+			p.log.Warn("telling the API that the pod ends", "pod", p.spec.Name, "error", err)
+		}
+	}
+	_ = p.process.Signal(unix.SIGTERM)
 }
 
 // Signal passes a signal on to the process. One that usually ends a process
@@ -247,8 +256,7 @@ func (p *Pod) startProbes(ctx context.Context, tasks *sync.WaitGroup) {
 					s.unready = "readiness probe failed: " + why
 				}
 			})
-			p.box.Record.Ready = ready
-			p.saveRecord()
+			p.record(func(r *sandbox.Record) { r.Ready = ready })
 		})
 	})
 }
@@ -316,22 +324,14 @@ func deletePod(ctx context.Context, pods kubeapi.Resource[corev1.Pod, corev1.Pod
 	}
 }
 
-func (p *Pod) saveRecord() {
+// record changes what `rutter ps` shows.
+func (p *Pod) record(change func(*sandbox.Record)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	change(&p.box.Record)
 	if err := p.box.Save(); err != nil {
 		p.log.Warn("saving the pod's record", "error", err)
 	}
-}
-
-// wait waits for a process and says how it ended, as a shell would.
-func wait(process *os.Process) Exit {
-	state, err := process.Wait()
-	if err != nil {
-		return Exit{Code: 1}
-	}
-	if ws, ok := state.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
-		return Exit{Code: 128 + int(ws.Signal()), Signal: int(ws.Signal())}
-	}
-	return Exit{Code: state.ExitCode()}
 }
 
 // RunProbe runs a probe's command in the pod.
@@ -354,16 +354,11 @@ func (p *Pod) RunProbe(ctx context.Context, argv []string) (int, string, error) 
 	}
 	// The whole session, or a child that keeps the pipe open outlives it.
 	stop := context.AfterFunc(ctx, func() {
-		killSession(child)
+		child.KillSession()
 		_ = r.SetReadDeadline(time.Now())
 	})
 	defer stop()
 	text, _ := io.ReadAll(io.LimitReader(r, keep))
 	_, _ = io.Copy(io.Discard, r)
-	return wait(child).Code, string(text), nil
-}
-
-// killSession kills the process group that a started process leads.
-func killSession(process *os.Process) {
-	_ = unix.Kill(-process.Pid, unix.SIGKILL)
+	return child.Wait().Code, string(text), nil
 }

@@ -104,8 +104,7 @@ func (p *Pod) start(ctx context.Context, stdio Stdio) (err error) {
 			s.unready = "not probed yet"
 		}
 	})
-	p.box.Record.Phase, p.box.Record.Ready = string(corev1.PodRunning), p.status.isReady()
-	p.saveRecord()
+	p.record(func(r *sandbox.Record) { r.Phase, r.Ready = string(corev1.PodRunning), p.status.isReady() })
 	// A first attempt here, so that a pod that runs is usually known to run;
 	// the sender repeats it.
 	if err := sendStatus(ctx, p.pods, p.spec.Name, p.uid, p.status.object()); err != nil {

@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/rutter-project/rutter/internal/kubeapi"
+	"github.com/rutter-project/rutter/internal/node/sandbox"
 )
 
 // status is what is true of the pod now. The API is told by the sender; while
@@ -39,11 +40,8 @@ type status struct {
 	created     metav1.Time
 }
 
-// Exit is how a process ended.
-type Exit struct {
-	Code   int // what a shell would report: 128 + Signal if killed by one
-	Signal int
-}
+// Exit is how a pod's process ended.
+type Exit = sandbox.Exit
 
 func newStatus(containerID string, hostIPs, podIPs []string) *status {
 	return &status{

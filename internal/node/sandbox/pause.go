@@ -1,15 +1,14 @@
 package sandbox
 
 import (
-	"bufio"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 
 	"golang.org/x/sys/unix"
@@ -17,11 +16,12 @@ import (
 
 // The pause process is the first of a pod's PID namespace and what keeps its
 // namespaces. Everything else in the pod is started by the supervisor from
-// outside (see Sandbox.Start), so this one has three duties:
+// outside (see Sandbox.Start), so this one has few duties:
 //
 //  1. lay out the mounts, the host name and the network settings,
-//  2. inherit orphans, which the kernel reaps for it,
-//  3. end when its supervisor does, however that ends: the supervisor holds
+//  2. keep the mounts there (see keepFiles),
+//  3. inherit orphans, which the kernel reaps for it,
+//  4. end when its supervisor does, however that ends: the supervisor holds
 //     the other end of its lifeline, a pipe. With the first process the kernel
 //     ends all others of the namespace.
 const lifelineFD = 3
@@ -42,16 +42,18 @@ type pauseConfig struct {
 // Pause is the pause process. It returns when the supervisor is gone.
 func Pause() error {
 	signal.Ignore(unix.SIGCHLD) // children of an ignorer leave no zombies, wait(2)
-	lifeline := bufio.NewReader(os.NewFile(lifelineFD, "lifeline"))
-	line, err := lifeline.ReadBytes('\n')
-	if err != nil {
-		return fmt.Errorf("reading the sandbox's settings: %w", err)
-	}
+	lifeline := os.NewFile(lifelineFD, "lifeline")
 	var c pauseConfig
-	if err := json.Unmarshal(line, &c); err != nil {
+	if err := json.NewDecoder(lifeline).Decode(&c); err != nil {
 		return fmt.Errorf("reading the sandbox's settings: %w", err)
 	}
-	if err := c.apply(); err != nil {
+	err := c.apply()
+	var mounts int
+	if err == nil {
+		// Not by os.Open: the runtime's poller would take the events.
+		mounts, err = unix.Open("/proc/self/mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	}
+	if err != nil {
 		fmt.Println(err)
 		return err
 	}
@@ -60,8 +62,52 @@ func Pause() error {
 		return err
 	}
 	debug.FreeOSMemory()
-	_, err = io.Copy(io.Discard, lifeline)
-	return err
+	defer runtime.KeepAlive(lifeline) // else its descriptor is closed one day
+	return c.keepFiles(int(lifeline.Fd()), mounts)
+}
+
+// keepFiles puts the pod's files back over the host's whenever they are gone,
+// until the lifeline ends. The kernel takes a mount away when its mount point
+// is replaced or removed in another mount namespace (rename(2) since Linux
+// 3.18), and that is how DHCP clients and the like write resolv.conf.
+func (c *pauseConfig) keepFiles(lifeline, mounts int) error {
+	// The event comes while the kernel still takes the mount away, and a file
+	// may be missing for a while: looked at again until all is well a few times
+	// in a row.
+	const again, enough = 50, 4 // ms, times
+	well := 0
+	fds := []unix.PollFd{
+		{Fd: int32(lifeline), Events: unix.POLLIN},
+		{Fd: int32(mounts), Events: unix.POLLPRI}, // the mounts changed, proc(5)
+	}
+	for {
+		timeout := again
+		if well >= enough {
+			timeout = -1
+		}
+		if _, err := unix.Poll(fds, timeout); err != nil && err != unix.EINTR {
+			return fmt.Errorf("watching the mounts: %w", err)
+		}
+		if fds[0].Revents != 0 {
+			return nil
+		}
+		well++
+		if fds[1].Revents != 0 {
+			well = 0
+		}
+		for target, source := range c.Files {
+			if !sameFile(target, source) {
+				_ = bind(source, target) // next time, if not now
+				well = 0
+			}
+		}
+	}
+}
+
+func sameFile(a, b string) bool {
+	x, err1 := os.Stat(a)
+	y, err2 := os.Stat(b)
+	return err1 == nil && err2 == nil && os.SameFile(x, y)
 }
 
 func (c *pauseConfig) apply() error {
@@ -72,19 +118,30 @@ func (c *pauseConfig) apply() error {
 	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 		return fmt.Errorf("mounting /proc for the pod: %w", err)
 	}
-	// Names of other pods' namespaces, which this one must not keep alive.
+	// Other pods' namespaces, which this one must not keep alive; what is under
+	// their mounts are plain files that iproute2 stumbles over.
 	if err := unix.Unmount(netnsDir, unix.MNT_DETACH); err != nil && err != unix.EINVAL && err != unix.ENOENT {
 		return fmt.Errorf("unmounting %s in the pod: %w", netnsDir, err)
+	}
+	if err := hide(netnsDir); err != nil {
+		return err
 	}
 	if err := c.mountSys(); err != nil {
 		return err
 	}
 	for target, source := range c.Files {
-		if err := bind(source, target); err != nil {
+		err := bind(source, target)
+		if errors.Is(err, fs.ErrNotExist) && target != resolvConf {
+			delete(c.Files, target) // the host has none to be mistaken for the pod's
+			continue
+		}
+		if err != nil {
 			return err
 		}
 	}
-	if err := hideNSCD(); err != nil {
+	// The socket of the host's name service cache: glibc asks it before
+	// anything else, and it looks names up in the host's network.
+	if err := hide("/run/nscd"); err != nil {
 		return err
 	}
 	if err := unix.Sethostname([]byte(c.Hostname)); err != nil {
@@ -94,15 +151,11 @@ func (c *pauseConfig) apply() error {
 }
 
 // bind puts the file source over target, behind symbolic links: a host that
-// runs systemd-resolved has one at /etc/resolv.conf. A target the host lacks is
-// passed over, except for resolv.conf: without it there is no DNS in the pod.
+// runs systemd-resolved has one at /etc/resolv.conf.
 func bind(source, target string) error {
 	real, err := filepath.EvalSymlinks(target)
 	if errors.Is(err, fs.ErrNotExist) {
-		if target == resolvConf {
-			return fmt.Errorf("the host has no %s to put the pod's over: create an empty one", target)
-		}
-		return nil
+		return fmt.Errorf("the host has no %s to put the pod's over: create an empty one: %w", target, err)
 	}
 	if err == nil {
 		err = unix.Mount(source, real, "", unix.MS_BIND, "")
@@ -130,18 +183,11 @@ func (c *pauseConfig) mountSys() error {
 	return unix.Unmount(c.Scratch, unix.MNT_DETACH)
 }
 
-// hideNSCD hides the socket of the host's name service cache, which glibc asks
-// before anything else and which looks names up in the host's network.
-func hideNSCD() error {
-	for _, dir := range []string{"/run/nscd", "/var/run/nscd"} {
-		info, err := os.Stat(dir)
-		if err != nil || !info.IsDir() {
-			continue
-		}
-		if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "size=4k,mode=755"); err != nil {
-			return fmt.Errorf("hiding %s from the pod: %w", dir, err)
-		}
-		return nil // the second is a link to the first
+// hide puts an empty directory over one of the host's, if that exists.
+func hide(dir string) error {
+	err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "size=4k,mode=755")
+	if err != nil && err != unix.ENOENT {
+		return fmt.Errorf("hiding %s from the pod: %w", dir, err)
 	}
 	return nil
 }

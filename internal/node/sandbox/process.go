@@ -40,17 +40,76 @@ type StartError struct {
 func (e *StartError) Error() string { return e.Err.Error() }
 func (e *StartError) Unwrap() error { return e.Err }
 
+// Exit is how a process ended.
+type Exit struct {
+	Code   int // what a shell would report: 128 + Signal if killed by one
+	Signal int
+}
+
+// Child is a process started in a pod.
+type Child struct {
+	process *os.Process
+	done    chan struct{}
+	exit    Exit // to be read after done is closed
+}
+
+// reap waits for the process, whoever else is interested: a PID namespace does
+// not end before the last of its processes was waited for, also of those whose
+// parent is outside (pid_namespaces(7)).
+func (c *Child) reap() {
+	defer close(c.done)
+	state, err := c.process.Wait()
+	if err != nil {
+		c.exit = Exit{Code: 1} // somebody else waited for it; it is gone anyway
+		return
+	}
+	c.exit = Exit{Code: state.ExitCode()}
+	if ws, ok := state.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
+		c.exit = Exit{Code: 128 + int(ws.Signal()), Signal: int(ws.Signal())}
+	}
+}
+
+// Done is closed when the process has ended.
+func (c *Child) Done() <-chan struct{} { return c.done }
+
+// Wait waits until the process has ended. It may be called any number of times.
+func (c *Child) Wait() Exit {
+	<-c.done
+	return c.exit
+}
+
+// Pid is the process's ID on the host.
+func (c *Child) Pid() int { return c.process.Pid }
+
+// Signal sends a signal to the process; one that has ended is no error.
+func (c *Child) Signal(sig os.Signal) error {
+	if err := c.process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("sending %v to process %d: %w", sig, c.process.Pid, err)
+	}
+	return nil
+}
+
+// KillSession kills the process and those of its children that stayed in its
+// process group.
+func (c *Child) KillSession() {
+	select {
+	case <-c.done: // the number may be another's
+	default:
+		_ = unix.Kill(-c.process.Pid, unix.SIGKILL)
+	}
+}
+
 // Start starts a process in the pod's namespaces, as the leader of a session
-// of its own. It is this process's child: Wait on it as on any other.
+// of its own.
 //
 // The kernel lets a single thread enter a mount namespace once it shares its
 // root and working directory with no other (setns(2), CLONE_FS), so no helper
 // program is needed.
-func (s *Sandbox) Start(p Process) (*os.Process, error) {
+func (s *Sandbox) Start(p Process) (*Child, error) {
 	if s.pidfd < 0 {
 		return nil, errors.New("the pod is over")
 	}
-	var child *os.Process
+	child := &Child{done: make(chan struct{})}
 	err := onThread(func() error {
 		if err := unix.Unshare(unix.CLONE_FS); err != nil {
 			return fmt.Errorf("entering the pod: %w", err)
@@ -63,7 +122,7 @@ func (s *Sandbox) Start(p Process) (*os.Process, error) {
 		if err != nil {
 			return err
 		}
-		child, err = os.StartProcess(path, p.Argv, &os.ProcAttr{
+		child.process, err = os.StartProcess(path, p.Argv, &os.ProcAttr{
 			Dir:   p.Dir,
 			Env:   p.Env,
 			Files: p.Files[:],
@@ -77,7 +136,11 @@ func (s *Sandbox) Start(p Process) (*os.Process, error) {
 		}
 		return nil
 	})
-	return child, err
+	if err != nil {
+		return nil, err
+	}
+	go child.reap()
+	return child, nil
 }
 
 // lookPath finds a program as execvp(3) does, with the pod's PATH instead of
