@@ -3,6 +3,7 @@ package proxy_test
 import (
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -265,10 +266,10 @@ func TestAffinity(t *testing.T) {
 }
 
 func TestNodeDNS(t *testing.T) {
-	alive := true
+	var dead atomic.Bool
 	w := newWorld(t, func(c *proxy.Config) {
 		c.NodeDNS = []netip.AddrPort{netip.MustParseAddrPort("10.96.0.10:53")}
-		c.NodeDNSAlive = func() bool { return alive }
+		c.NodeDNSAlive = func() bool { return !dead.Load() }
 		c.NodeDNSTimeout = 300 * time.Millisecond
 	})
 	w.b.Serve("10.244.0.3:53")
@@ -294,7 +295,7 @@ func TestNodeDNS(t *testing.T) {
 	if n := w.conntrack(); strings.Contains(n, "10.96.0.10") {
 		t.Errorf("queries to the node's DNS server are tracked:\n%s", n)
 	}
-	alive = false
+	dead.Store(true)
 	deadline := time.Now().Add(10 * time.Second)
 	for strings.HasPrefix(w.client.Ask("udp", "10.96.0.10:53", ""), "node") {
 		if time.Now().After(deadline) {
