@@ -67,8 +67,20 @@ func newRootCommand() *cobra.Command {
 		return usageError{fmt.Errorf("%w (see %s --help)", err, cmd.CommandPath())}
 	})
 	root.AddCommand(
+		newUpCommand(),
+		newRunCommand(),
+		newPsCommand(),
+		newExecCommand(),
+		newLogsCommand(),
+		newStopCommand(),
+		newStatusCommand(),
+		newAgentCommand(),
 		newDNSCommand(),
 		newVersionCommand(),
+		// Hidden: what rutter runs of itself.
+		newSuperviseCommand(),
+		newPauseCommand(),
+		newDemoServerCommand(),
 	)
 	return root
 }

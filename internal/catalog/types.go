@@ -194,6 +194,9 @@ type Hints struct {
 	Zones, Nodes []string
 }
 
+// RegisteredByAgent is the annotation behind Node.ByAgent.
+const RegisteredByAgent = "rutter.io/registered-by"
+
 // Namespace is a Kubernetes Namespace.
 type Namespace struct {
 	Name   string
@@ -207,7 +210,10 @@ type Node struct {
 	InternalIPs []netip.Addr // status.addresses of type InternalIP, in order
 	ExternalIPs []netip.Addr
 	PodCIDRs    []netip.Prefix
-	Deleting    bool
+	// ByAgent tells that Rutter's agent registered the node: no kubelet cares
+	// for its pods and their network.
+	ByAgent  bool
+	Deleting bool
 	// ToBeDeleted is the cluster autoscaler's taint (KEP-3836).
 	ToBeDeleted bool
 }

@@ -4,11 +4,13 @@
 package kubeapi
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -19,6 +21,31 @@ import (
 // AgentKubeconfig is the name, in the run directory, of the kubeconfig that
 // the registry's side leaves for the programs of this node.
 const AgentKubeconfig = "agent.kubeconfig"
+
+// nodeNameFile is the name, in the run directory, of the file that tells the
+// programs of this node what it is called.
+const nodeNameFile = "node-name"
+
+// SaveNodeName tells the programs that use runDir the name of this node.
+func SaveNodeName(runDir, name string) error {
+	if err := os.WriteFile(filepath.Join(runDir, nodeNameFile), []byte(name+"\n"), 0o644); err != nil {
+		return fmt.Errorf("leaving the node's name for `rutter run`: %w", err)
+	}
+	return nil
+}
+
+// NodeName is the name that the agent left in runDir, else the host's, in lower
+// case as the kubelet has it.
+func NodeName(runDir string) (string, error) {
+	if b, err := os.ReadFile(filepath.Join(runDir, nodeNameFile)); err == nil && len(bytes.TrimSpace(b)) > 0 {
+		return string(bytes.TrimSpace(b)), nil
+	}
+	name, err := os.Hostname()
+	if err != nil {
+		return "", fmt.Errorf("reading the host name (or name the node with --node-name): %w", err)
+	}
+	return strings.ToLower(name), nil
+}
 
 // Path decides which kubeconfig to use: the flag, else $KUBECONFIG, else the
 // agent's in runDir. A list in $KUBECONFIG is cut to its first entry: merging

@@ -293,6 +293,7 @@ func (c *converter) node(n *corev1.Node) *catalog.Node {
 	out := &catalog.Node{
 		Name:     c.intern(n.Name),
 		Zone:     c.intern(n.Labels[corev1.LabelTopologyZone]),
+		ByAgent:  n.Annotations[catalog.RegisteredByAgent] != "",
 		Deleting: n.DeletionTimestamp != nil,
 	}
 	for _, a := range n.Status.Addresses {

@@ -1,0 +1,100 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"path/filepath"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/rutter-project/rutter/internal/agent"
+)
+
+func newStatusCommand() *cobra.Command {
+	runDir, output := agent.DefaultConfig().RunDir, ""
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show how this node's agent is doing",
+		Long: `Asks the agent on this host how it is doing: its view of the API, what it knows,
+what it has programmed and published, and what is not as it should be.
+
+The exit code is 0 when all is well, 1 when the agent does not answer or
+something is degraded.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			s, err := agent.FetchStatus(cmd.Context(), filepath.Join(runDir, agent.Socket))
+			if err != nil {
+				return err
+			}
+			switch output {
+			case "json":
+				e := json.NewEncoder(cmd.OutOrStdout())
+				e.SetIndent("", "  ")
+				err = e.Encode(s)
+			case "":
+				err = printStatus(cmd.OutOrStdout(), s)
+			default:
+				return usageError{fmt.Errorf("-o %q: want json, or nothing for text", output)}
+			}
+			if err == nil && len(s.Degraded) > 0 {
+				return exitError{exitFailed}
+			}
+			return err
+		},
+	}
+	cmd.Flags().StringVar(&runDir, "run-dir", runDir, "run directory of the agent")
+	cmd.Flags().StringVarP(&output, "output", "o", "", "json, or nothing for text")
+	return cmd
+}
+
+func printStatus(out io.Writer, s agent.Status) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	state := "ready"
+	switch {
+	case !s.Ready:
+		state = "starting: waiting for " + s.Waiting
+	case len(s.Degraded) > 0:
+		state = "degraded"
+	}
+	fmt.Fprintf(w, "node\t%s\t%s, agent %s, up %s\n", s.Node, state, s.Version, age(s.Started))
+	for _, d := range s.Degraded {
+		fmt.Fprintf(w, "\t!\t%s\n", d)
+	}
+	for _, a := range s.API {
+		text := "watching, last event " + age(a.LastEvent) + " ago"
+		if !a.Connected {
+			text = "not connected for " + age(a.Since)
+			if a.Error != "" {
+				text += ": " + a.Error
+			}
+		}
+		fmt.Fprintf(w, "api\t%s\t%s\n", a.Kind, text)
+	}
+	c := s.Catalog
+	fmt.Fprintf(w, "catalog\t%d services\t%d endpoints in %d slices, %d namespaces, %d nodes, %d pods of this node\n", c.Services, c.Endpoints, c.Slices, c.Namespaces, c.Nodes, c.Pods)
+	p := s.Proxy
+	fmt.Fprintf(w, "proxy\t%d services\t%d ports and %d endpoints in %s, last change confirmed %s ago\n", p.Services, p.Ports, p.Endpoints, p.Mode, age(p.LastApply))
+	fmt.Fprintf(w, "dns\t\ton %s\n", strings.Join(s.DNS.Listening, ", "))
+	return w.Flush()
+}
+
+// age words a time that has passed, as kubectl does.
+func age(t time.Time) string {
+	if t.IsZero() {
+		return "never"
+	}
+	switch d := time.Since(t); {
+	case d < time.Minute:
+		return fmt.Sprintf("%.1fs", d.Seconds())
+	case d < time.Hour:
+		return fmt.Sprintf("%dm%ds", int(d.Minutes()), int(d.Seconds())%60)
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh%dm", int(d.Hours()), int(d.Minutes())%60)
+	default:
+		return fmt.Sprintf("%dd", int(d.Hours()/24))
+	}
+}

@@ -1,0 +1,94 @@
+package main
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/rutter-project/rutter/internal/agent"
+	"github.com/rutter-project/rutter/internal/up"
+)
+
+func newUpCommand() *cobra.Command {
+	defaults := agent.DefaultConfig()
+	cfg := up.Config{
+		RunDir: defaults.RunDir, DataDir: defaults.DataDir, ClusterDomain: defaults.ClusterDomain,
+		NodeLocalDNS: defaults.NodeLocalDNS,
+	}
+	var logs logFlags
+	var serviceCIDRs, podCIDRs []netip.Prefix
+	var etcd struct{ endpoints, ca, cert, key string }
+	cmd := &cobra.Command{
+		Use:   "up",
+		Short: "Run the whole system on this host: registry, agent and, with --demo, some pods",
+		Long: `Starts the embedded registry (a Kubernetes API server with its store) and the
+agent on this host, keeps them running, and prints how to use them. With --demo
+it also starts three web pods behind a service and two pods with names of their
+own. Ctrl-C takes everything down and leaves only the data directory.
+
+It needs root: it makes network namespaces and programs nftables.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			log, err := logs.logger(cmd.ErrOrStderr())
+			if err != nil {
+				return err
+			}
+			if os.Geteuid() != 0 {
+				return fmt.Errorf("up needs root: it makes network namespaces (CAP_SYS_ADMIN) and programs nftables (CAP_NET_ADMIN); try sudo")
+			}
+			cfg.Log, cfg.LogLevel, cfg.LogFormat = log, logs.level, logs.format
+			cfg.Out = cmd.OutOrStdout()
+			cfg.Terminal = term.IsTerminal(int(os.Stdout.Fd()))
+			if cfg.NodeName == "" {
+				if cfg.NodeName, err = os.Hostname(); err != nil {
+					return fmt.Errorf("find the host name (or set --node-name): %w", err)
+				}
+				cfg.NodeName = strings.ToLower(cfg.NodeName)
+			}
+			if serviceCIDRs == nil {
+				serviceCIDRs = defaults.ServiceCIDRs
+			}
+			if podCIDRs == nil {
+				podCIDRs = defaults.ClusterCIDRs
+			}
+			cfg.ServiceCIDR, cfg.PodCIDR = join(serviceCIDRs), join(podCIDRs)
+			if cfg.ClusterDNS == nil {
+				if cfg.ClusterDNS, err = up.ClusterDNS(serviceCIDRs); err != nil {
+					return usageError{err}
+				}
+			}
+			for flag, value := range map[string]string{
+				"--etcd-endpoints": etcd.endpoints, "--etcd-cafile": etcd.ca, "--etcd-certfile": etcd.cert, "--etcd-keyfile": etcd.key,
+			} {
+				if value != "" {
+					cfg.RegistryFlags = append(cfg.RegistryFlags, flag, value)
+				}
+			}
+			return up.Run(cmd.Context(), cfg)
+		},
+	}
+	f := cmd.Flags()
+	f.BoolVar(&cfg.Demo, "demo", false, "start a demo: a service of three pods, and two pods with names of their own")
+	f.StringVar(&cfg.RunDir, "run-dir", cfg.RunDir, "directory for sockets, locks, logs and the state of pods")
+	f.StringVar(&cfg.DataDir, "data-dir", cfg.DataDir, "directory for the registry's data, keys and kubeconfigs")
+	f.StringVar(&cfg.NodeName, "node-name", "", "name of this node (default the host name)")
+	f.Var(addrsValue{&cfg.NodeIP}, "node-ip", "address of this node, one per family (default that of the default route)")
+	f.Var(prefixesValue{&serviceCIDRs}, "service-cidr", "range of service addresses; two, comma separated, for dual stack (default 10.96.0.0/16)")
+	f.Var(prefixesValue{&podCIDRs}, "pod-cidr", "range out of which this node's pods get addresses; two for dual stack (default 10.244.0.0/16)")
+	f.StringVar(&cfg.ClusterDomain, "cluster-domain", cfg.ClusterDomain, "DNS domain of the cluster")
+	f.Var(addrsValue{&cfg.ClusterDNS}, "cluster-dns", "DNS address of pods, in --service-cidr (default its tenth address)")
+	f.Var(addrValue{&cfg.NodeLocalDNS}, "node-local-dns", "further address to answer DNS on")
+	f.IntVar(&cfg.APIPort, "api-port", 6443, "port of the API server on 127.0.0.1")
+	f.StringVar(&cfg.Corefile, "corefile", "", "Corefile to serve DNS by (default: the cluster domain, and the host's resolvers for the rest)")
+	f.StringVar(&cfg.Registry, "registry", "", "path of rutter-registry (default: beside rutter, else in PATH)")
+	f.StringVar(&etcd.endpoints, "etcd-endpoints", "", "URLs of an external etcd, comma separated, instead of the embedded one")
+	f.StringVar(&etcd.ca, "etcd-cafile", "", "CA certificate of the external etcd")
+	f.StringVar(&etcd.cert, "etcd-certfile", "", "client certificate for the external etcd")
+	f.StringVar(&etcd.key, "etcd-keyfile", "", "key of --etcd-certfile")
+	logs.register(f)
+	return cmd
+}

@@ -1,0 +1,355 @@
+// Package agent makes one node's services work: it wires the API watch, the
+// catalogue, the service proxy and DNS together, and owns the order in which a
+// change reaches the kernel and the name.
+//
+//	config.go    what it is told          dns.go       the DNS server
+//	agent.go     start and stop           node.go      the Node object and its lease
+//	publish.go   the publish order        snapshot.go  the catalogue on disk
+//	status.go    the local API socket
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/rutter-project/rutter/internal/catalog"
+	"github.com/rutter-project/rutter/internal/dns/plugin/kubernetes"
+	"github.com/rutter-project/rutter/internal/kubeapi"
+	"github.com/rutter-project/rutter/internal/node/route"
+	"github.com/rutter-project/rutter/internal/proxy"
+	"github.com/rutter-project/rutter/internal/proxy/plan"
+	"github.com/rutter-project/rutter/internal/source/kube"
+	"github.com/rutter-project/rutter/internal/version"
+)
+
+const (
+	// startupBound is how long DNS waits for the first complete picture before
+	// it serves without (CoreDNS's startup_timeout).
+	startupBound = 5 * time.Second
+	// apiBound is how long the API may be unreachable at start when there is no
+	// saved catalogue to serve from.
+	apiBound = 30 * time.Second
+	// stopBound is how long open queries may take at the end.
+	stopBound = 5 * time.Second
+)
+
+const watched = catalog.Services | catalog.EndpointSlices | catalog.Namespaces | catalog.Nodes | catalog.Pods
+
+// agent is one running agent.
+type agent struct {
+	cfg       Config
+	started   time.Time
+	cat       *catalog.Catalog
+	source    *kube.Source
+	proxy     *proxy.Proxy
+	publisher *publisher
+	saved     time.Time // of the snapshot that was restored
+	waiting   atomic.Pointer[string]
+	serving   atomic.Bool // DNS answers
+	ready     atomic.Bool // and queries of this node reach it
+}
+
+// Run runs the agent until ctx ends. It then stops answering DNS and leaves
+// the kernel's tables working.
+func Run(ctx context.Context, cfg Config) error {
+	unlock, err := lock(cfg)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := kubeapi.SaveNodeName(cfg.RunDir, cfg.NodeName); err != nil {
+		return err
+	}
+	rest, err := kubeapi.Load(cfg.Kubeconfig)
+	if err != nil {
+		return err
+	}
+	api, err := kubeapi.New(rest)
+	if err != nil {
+		return err
+	}
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+
+	a := &agent{cfg: cfg, started: time.Now(), cat: catalog.New(watched)}
+	a.wait("the API server")
+	if a.source, err = kube.New(kube.Config{REST: rest, Kinds: watched, PodsOnNode: cfg.NodeName, Log: cfg.Log}, a.cat); err != nil {
+		return err
+	}
+	store := kubernetes.NewStore(registry)
+	// fail ends the agent from within: DNS cannot go on.
+	ctx, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	dns, err := newDNS(cfg, store, registry, func(err error) { fail(err) })
+	if err != nil {
+		return err
+	}
+	if a.proxy, err = proxy.New(a.cat, a.proxyConfig(registry)); err != nil {
+		return err
+	}
+	if err := a.restore(); err != nil {
+		cfg.Log.Warn("saved catalogue not used", "error", err)
+	}
+	if err := a.checkAPI(ctx, api); err != nil {
+		return err
+	}
+	addrs, err := nodeIPs(cfg)
+	if err != nil {
+		return err
+	}
+	if err := a.proxy.Start(ctx); err != nil {
+		return err
+	}
+	defer a.proxy.Close()
+
+	// Owned goroutines: they end with ctx, and Run waits for them.
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer fail(nil)
+	a.publisher = newPublisher(a.cat, a.proxy, store, registry, cfg.Log)
+	waitSocket, err := serveStatus(ctx, filepath.Join(cfg.RunDir, Socket), a.status, registry, cfg.Log)
+	if err != nil {
+		return err
+	}
+	running.Go(waitSocket)
+	running.Go(func() { a.source.Run(ctx) })
+	running.Go(func() { keepSnapshot(ctx, a.cat, cfg.snapshot(), cfg.Log) })
+	reg := &registration{name: cfg.NodeName, addrs: addrs, podCIDRs: cfg.PodCIDRs, dns: cfg.ClusterDNS, domain: cfg.ClusterDomain, cfg: rest, log: cfg.Log}
+	running.Go(func() {
+		if err := reg.run(ctx); err != nil {
+			fail(fmt.Errorf("register the node: %w", err))
+		}
+	})
+
+	a.wait("the Node object and its pod CIDR")
+	if err := a.setUpNetwork(ctx); err != nil {
+		return cause(ctx, err)
+	}
+	running.Go(func() { a.publisher.run(ctx) })
+	a.wait("the first complete picture of the cluster")
+	if err := awaitSync(ctx, store); err != nil {
+		return cause(ctx, err)
+	}
+	if err := dns.Start(ctx); err != nil {
+		return err
+	}
+	a.serving.Store(true)
+	if err := a.proxy.KeepNodeDNS(); err != nil {
+		return fmt.Errorf("keep DNS queries on this node: %w", err)
+	}
+	a.ready.Store(true)
+	cfg.Log.Info("agent ready", "node", cfg.NodeName, "dns", cfg.localDNS(), "took", time.Since(a.started).Round(time.Millisecond))
+
+	<-ctx.Done()
+	a.serving.Store(false)
+	if err := a.proxy.ReleaseNodeDNS(); err != nil {
+		cfg.Log.Warn("DNS not handed over", "error", err)
+	}
+	stopping, cancel := context.WithTimeout(context.Background(), stopBound)
+	defer cancel()
+	err = dns.Shutdown(stopping)
+	return errors.Join(cause(ctx, nil), err)
+}
+
+// cause prefers the reason why ctx was ended from within over err; an end that
+// was asked for is no error.
+func cause(ctx context.Context, err error) error {
+	switch c := context.Cause(ctx); {
+	case c == nil:
+		return err
+	case errors.Is(c, context.Canceled):
+		return nil
+	default:
+		return c
+	}
+}
+
+// Cleanup removes what agents put into the kernel and on the host: tables,
+// routes, addresses, settings.
+func Cleanup(_ context.Context, cfg Config) error {
+	unlock, err := lock(cfg)
+	if err != nil {
+		return fmt.Errorf("clean up: %w", err)
+	}
+	defer unlock()
+	return errors.Join(proxy.Cleanup(), route.Teardown(cfg.RunDir))
+}
+
+// lock sees to it that one agent works on a node: two would undo each other's
+// changes.
+func lock(cfg Config) (unlock func(), err error) {
+	for _, dir := range []string{cfg.RunDir, cfg.DataDir} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("make directory: %w; choose others with --run-dir and --data-dir", err)
+		}
+	}
+	f, err := os.OpenFile(filepath.Join(cfg.RunDir, "agent.lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock: %w", err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("another agent runs on this node (it holds %s): stop it first", f.Name())
+	}
+	return func() { f.Close() }, nil
+}
+
+func (a *agent) wait(what string) { a.waiting.Store(&what) }
+
+func (a *agent) proxyConfig(registry *prometheus.Registry) proxy.Config {
+	cfg := proxy.Config{
+		Node:         a.cfg.NodeName,
+		NodeIPs:      a.cfg.NodeIPs,
+		Detect:       plan.Detector{CIDRs: a.cfg.ClusterCIDRs},
+		NodeDNSAlive: a.serving.Load,
+		Logger:       a.cfg.Log,
+		Registerer:   registry,
+	}
+	for _, addr := range a.cfg.localDNS() {
+		cfg.NodeDNS = append(cfg.NodeDNS, netip.AddrPortFrom(addr, 53))
+	}
+	return cfg
+}
+
+func (a *agent) restore() error {
+	saved, err := a.cat.Restore(a.cfg.snapshot())
+	if errors.Is(err, catalog.ErrNoSnapshot) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	a.saved = saved
+	n := a.cat.Counts()
+	a.cfg.Log.Info("serving from the saved catalogue until the API confirms it", "saved", saved.Format(time.RFC3339), "services", n.Services, "endpoints", n.Endpoints)
+	return nil
+}
+
+// checkAPI refuses to start on credentials that are wrong, and without an API
+// when there is nothing saved to serve from.
+func (a *agent) checkAPI(ctx context.Context, api *kubeapi.Client) error {
+	deadline := time.Now().Add(apiBound)
+	for {
+		attempt, cancel := context.WithTimeout(ctx, 10*time.Second)
+		_, err := api.Nodes().Get(attempt, a.cfg.NodeName)
+		cancel()
+		switch {
+		case err == nil, apierrors.IsNotFound(err):
+			return nil
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case !kubeapi.Unreachable(err):
+			return api.Explain(err)
+		case a.cat.HasSynced():
+			a.cfg.Log.Warn("the API is away", "error", api.Explain(err))
+			return nil
+		case time.Now().After(deadline):
+			return api.Explain(err)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(250 * time.Millisecond):
+		}
+	}
+}
+
+// setUpNetwork waits until the Node object is known and makes the node's own
+// addresses and routes. The pod network is the agent's to make only where it
+// registered the node; elsewhere a kubelet and its network plugin do that.
+func (a *agent) setUpNetwork(ctx context.Context) error {
+	sub := a.cat.Subscribe()
+	defer sub.Close()
+	cfg := route.Config{RunDir: a.cfg.RunDir, LocalAddrs: a.cfg.localDNS()}
+	for {
+		n := a.cat.Node(a.cfg.NodeName)
+		if n != nil && !n.ByAgent {
+			break
+		}
+		pods := a.cfg.PodCIDRs
+		if n != nil && len(pods) == 0 {
+			pods = n.PodCIDRs
+		}
+		if len(pods) > 0 {
+			cfg.PodCIDRs, cfg.ClusterCIDRs, cfg.ServiceCIDRs = pods, a.cfg.ClusterCIDRs, a.cfg.ServiceCIDRs
+			break
+		}
+		if _, err := sub.Next(ctx); err != nil {
+			return err
+		}
+	}
+	notes, err := route.Setup(ctx, cfg)
+	for _, n := range notes {
+		a.cfg.Log.Warn(n)
+	}
+	return err
+}
+
+// nodeIPs are the configured addresses, or those of the default routes.
+func nodeIPs(cfg Config) ([]netip.Addr, error) {
+	if len(cfg.NodeIPs) > 0 {
+		return cfg.NodeIPs, nil
+	}
+	var out []netip.Addr
+	for _, s := range defaultRouteIPs() {
+		if addr, err := netip.ParseAddr(s); err == nil {
+			out = append(out, addr)
+		}
+	}
+	return out, nil
+}
+
+func (a *agent) status() Status {
+	n := a.cat.Counts()
+	s := Status{
+		Version: version.Get().Version,
+		Node:    a.cfg.NodeName,
+		Started: a.started,
+		Publish: a.publisher.status(),
+		Proxy:   a.proxy.Status(),
+		Waiting: *a.waiting.Load(),
+		Catalog: CatalogStatus{
+			Services: n.Services, Endpoints: n.Endpoints, Slices: n.Slices,
+			Namespaces: n.Namespaces, Nodes: n.Nodes, Pods: n.Pods, SnapshotSaved: a.saved,
+		},
+	}
+	s.Ready = s.Publish.Ready && a.ready.Load()
+	if s.Ready {
+		s.Waiting = ""
+	}
+	for _, addr := range a.cfg.localDNS() {
+		if a.serving.Load() {
+			s.DNS.Listening = append(s.DNS.Listening, netip.AddrPortFrom(addr, 53).String())
+		}
+	}
+	for _, w := range a.source.Status() {
+		s.API = append(s.API, APIStatus{Kind: w.Kind.String(), Connected: w.Connected, Since: w.Since, LastEvent: w.LastEvent, Error: w.Error})
+		if !w.Connected && w.Error != "" {
+			s.Degraded = append(s.Degraded, fmt.Sprintf("the watch of %s is down since %s: %s", w.Kind, w.Since.Format(time.RFC3339), w.Error))
+		}
+	}
+	if stale := a.cat.Stale(); stale != 0 {
+		s.Catalog.Stale = stale.String()
+		s.Degraded = append(s.Degraded, fmt.Sprintf("%s are known from the catalogue saved at %s only", stale, a.saved.Format(time.RFC3339)))
+	}
+	if s.Publish.Unconfirmed > 0 {
+		s.Degraded = append(s.Degraded, fmt.Sprintf("%d services are published without the dataplane's confirmation: %s", s.Publish.Unconfirmed, s.Publish.Error))
+	}
+	for _, r := range s.Proxy.Refused {
+		s.Degraded = append(s.Degraded, fmt.Sprintf("service %s is not in the kernel: %s", r.Service, r.Error))
+	}
+	return s
+}

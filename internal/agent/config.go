@@ -1,0 +1,85 @@
+package agent
+
+import (
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/rutter-project/rutter/internal/kubeapi"
+)
+
+// Config says how the agent works on this node.
+type Config struct {
+	Kubeconfig string
+	NodeName   string
+	// NodeIPs are this node's addresses, at most one per family; empty: those
+	// that the default routes use.
+	NodeIPs []netip.Addr
+	// RunDir holds sockets, locks and the state of pods; DataDir the saved
+	// catalogue.
+	RunDir, DataDir string
+	// Corefile is a path; empty means DefaultCorefile.
+	Corefile      string
+	ClusterDomain string
+	// ClusterDNS are the addresses that pods have in their resolv.conf, at most
+	// one per family; NodeLocalDNS is a further one, the same on every node.
+	// The agent answers on all of them.
+	ClusterDNS   []netip.Addr
+	NodeLocalDNS netip.Addr
+	// ClusterCIDRs are the ranges of all pods of the cluster.
+	ClusterCIDRs []netip.Prefix
+	ServiceCIDRs []netip.Prefix
+	// PodCIDRs are the ranges of this node's pods; empty: what the Node object
+	// says.
+	PodCIDRs []netip.Prefix
+	Log      *slog.Logger
+}
+
+// DefaultConfig has the conventional ranges and addresses of a cluster.
+func DefaultConfig() Config {
+	return Config{
+		RunDir:        "/run/rutter",
+		DataDir:       "/var/lib/rutter",
+		ClusterDomain: "cluster.local",
+		NodeLocalDNS:  netip.MustParseAddr("169.254.20.10"),
+		ClusterCIDRs:  []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")},
+		ServiceCIDRs:  []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")},
+	}
+}
+
+// Complete fills in what can be found and checks the rest.
+func (c *Config) Complete() error {
+	if c.NodeName == "" {
+		name, err := os.Hostname()
+		if err != nil {
+			return fmt.Errorf("find the host name (or set --node-name): %w", err)
+		}
+		c.NodeName = name
+	}
+	c.NodeName = strings.ToLower(strings.TrimSpace(c.NodeName)) // as the kubelet does
+	c.Kubeconfig = kubeapi.Path(c.Kubeconfig, c.RunDir)
+	if c.ClusterDNS == nil {
+		c.ClusterDNS = []netip.Addr{netip.MustParseAddr("10.96.0.10")}
+	}
+	for _, s := range c.ServiceCIDRs {
+		for _, p := range c.ClusterCIDRs {
+			if s.Overlaps(p) {
+				return fmt.Errorf("--service-cidr %s overlaps --cluster-cidr %s: service addresses and pods need ranges of their own", s, p)
+			}
+		}
+	}
+	return nil
+}
+
+func (c *Config) snapshot() string { return filepath.Join(c.DataDir, "catalogue") }
+
+func (c *Config) localDNS() []netip.Addr {
+	out := append([]netip.Addr(nil), c.ClusterDNS...)
+	if c.NodeLocalDNS.IsValid() {
+		out = append(out, c.NodeLocalDNS)
+	}
+	return out
+}
