@@ -33,7 +33,9 @@ import (
 	"github.com/rutter-project/rutter/internal/dns/plugin/reload"
 	"github.com/rutter-project/rutter/internal/dns/plugin/rewrite"
 	"github.com/rutter-project/rutter/internal/dns/plugin/root"
+	"github.com/rutter-project/rutter/internal/dns/plugin/template"
 	"github.com/rutter-project/rutter/internal/dns/plugin/timeouts"
+	"github.com/rutter-project/rutter/internal/dns/plugin/view"
 	"github.com/rutter-project/rutter/internal/dns/plugin/whoami"
 )
 
@@ -96,7 +98,7 @@ func List(stores kubernetes.Stores) []plugin.Entry {
 		{"dnssec", nil, changes},
 		{"tls", nil, configures},
 		{"minimal", minimal.Setup, changes},
-		{"template", nil, local},
+		{"template", template.Setup, local},
 		{"transfer", nil, local},
 		{"hosts", hosts.Setup, local},
 		{"route53", nil, answers},
@@ -115,7 +117,7 @@ func List(stores kubernetes.Stores) []plugin.Entry {
 		{"whoami", whoami.Setup, answers},
 		{"on", nil, configures},
 		{"sign", nil, configures},
-		{"view", nil, configures},
+		{"view", view.Setup, configures},
 		{"nomad", nil, answers},
 	}
 	entries := make([]plugin.Entry, len(lines))
