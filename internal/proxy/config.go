@@ -49,6 +49,13 @@ type Config struct {
 	NodeDNSAlive   func() bool // nil: always
 	NodeDNSTimeout time.Duration
 
+	// SyncPeriod is the time within which changes must be programmed for the
+	// proxy to count as healthy, twice (30 s).
+	SyncPeriod time.Duration
+	// Event is called with what operators should see at an API object. It must
+	// not wait. Nil: nobody is told.
+	Event func(Event)
+
 	Logger     *slog.Logger          // nil: none
 	Registerer prometheus.Registerer // nil: no metrics are exported
 }
@@ -66,6 +73,12 @@ func (c *Config) complete() error {
 	}
 	if *c.MasqueradeBit > 31 {
 		return fmt.Errorf("proxy: masqueradeBit is %d: must be 0 to 31", *c.MasqueradeBit)
+	}
+	if c.Detect.Mode == plan.DetectNone && len(c.Detect.CIDRs) > 0 {
+		c.Detect.Mode = plan.DetectCIDR
+	}
+	if c.SyncPeriod == 0 {
+		c.SyncPeriod = 30 * time.Second
 	}
 	if c.NodeDNSTimeout == 0 {
 		c.NodeDNSTimeout = 3 * time.Second

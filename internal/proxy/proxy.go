@@ -21,6 +21,7 @@ import (
 
 	"github.com/rutter-project/rutter/internal/catalog"
 	"github.com/rutter-project/rutter/internal/proxy/conntrack"
+	"github.com/rutter-project/rutter/internal/proxy/healthcheck"
 	"github.com/rutter-project/rutter/internal/proxy/nftables"
 	"github.com/rutter-project/rutter/internal/proxy/plan"
 )
@@ -35,6 +36,12 @@ type Proxy struct {
 	cfg     Config
 	log     *slog.Logger
 	metrics *metrics
+
+	checks *healthcheck.Servers
+
+	healthMu     sync.Mutex
+	waitingSince time.Time // zero when nothing waits to be programmed
+	updated      time.Time
 
 	loops sync.WaitGroup
 	stop  context.CancelFunc
@@ -59,12 +66,22 @@ type Proxy struct {
 	repairs   int
 }
 
-type count struct{ services, ports, endpoints int }
+// count is what a service adds to the totals. noLocal counts ports of which
+// traffic to this node is dropped: policy, family.
+type count struct {
+	services, ports, endpoints int
+	noLocal                    [2][2]int
+}
 
 func (c *count) add(o count, by int) {
 	c.services += by * o.services
 	c.ports += by * o.ports
 	c.endpoints += by * o.endpoints
+	for i := range c.noLocal {
+		for f := range c.noLocal[i] {
+			c.noLocal[i][f] += by * o.noLocal[i][f]
+		}
+	}
 }
 
 // New checks the configuration. Nothing is touched before Start.
@@ -82,7 +99,7 @@ func New(cat *catalog.Catalog, cfg Config) (*Proxy, error) {
 		triggered: make(map[catalog.ServiceName]time.Time),
 	}
 	var err error
-	if p.metrics, err = newMetrics(cfg.Registerer); err != nil {
+	if p.metrics, err = newMetrics(cfg.Registerer, cfg); err != nil {
 		return nil, err
 	}
 	return p, nil
@@ -129,6 +146,12 @@ func (p *Proxy) Start(ctx context.Context) error {
 		p.flows.cleaner.Close()
 		return err
 	}
+	p.checks = healthcheck.New(healthcheck.Config{
+		Addrs: rules.NodePortAddrs, Healthy: p.Healthy, Log: p.log,
+		Failed: func(n catalog.ServiceName, err error) {
+			p.event(Event{n, true, "FailedToStartServiceHealthcheck", "Listen", err.Error()})
+		},
+	})
 	opened = true
 	p.data, p.started = data, time.Now()
 	if len(p.cfg.NodeDNS) > 0 {
@@ -155,6 +178,7 @@ func (p *Proxy) Close() error {
 	if p.data == nil {
 		return nil
 	}
+	p.checks.Close()
 	err := errors.Join(p.data.Close(), p.flows.cleaner.Close())
 	p.host.Close()
 	p.data = nil
@@ -186,17 +210,23 @@ func (p *Proxy) Apply(ctx context.Context, ch catalog.Changes) error {
 		}
 	}
 	if !p.adopted {
+		p.waiting()
+		p.metrics.changed(p.cfg, len(ch.Services))
 		return p.outcome(p.adopt(ctx))
 	}
 	if len(ch.Services) == 0 {
 		return nil
 	}
+	p.waiting()
+	p.metrics.changed(p.cfg, len(ch.Services))
 	return p.outcome(p.apply(ctx, ch.Services))
 }
 
 func (p *Proxy) outcome(err error) error {
 	p.lastErr = err
-	if err != nil {
+	if err == nil {
+		p.done()
+	} else {
 		// What the kernel holds is not certain now: the next call looks.
 		p.adopted = false
 		p.metrics.failures.add(p.cfg, 1)
@@ -248,6 +278,7 @@ func (p *Proxy) adopt(ctx context.Context) error {
 	clear(p.refused)
 	p.total = count{}
 	plans, _ := p.plan(names)
+	p.checks.Retain(func(n catalog.ServiceName) bool { e, ok := p.cat.Service(n); return ok && e.Service != nil })
 	refused, err := p.data.Adopt(ctx, plans)
 	p.settle(plans, refused)
 	if err != nil {
@@ -343,7 +374,15 @@ func (p *Proxy) settle(plans []plan.Service, refused []nftables.Refusal) {
 		if len(s.Ports) > 0 {
 			c := count{services: 1, ports: len(s.Ports)}
 			for j := range s.Ports {
-				c.endpoints += max(len(s.Ports[j].Cluster), len(s.Ports[j].Local))
+				port := &s.Ports[j]
+				c.endpoints += max(len(port.Cluster), len(port.Local))
+				f := familyIndex(port.ClusterIP.Addr())
+				if port.InternalLocal && port.Usable && len(port.Local) == 0 {
+					c.noLocal[0][f]++
+				}
+				if port.ExternalLocal && port.Usable && len(port.Local) == 0 {
+					c.noLocal[1][f]++
+				}
 			}
 			p.counts[s.Name] = c
 			p.total.add(c, 1)
@@ -351,14 +390,24 @@ func (p *Proxy) settle(plans []plan.Service, refused []nftables.Refusal) {
 		if len(s.Skipped) > 0 && len(s.Ports) > 0 {
 			p.skipped[s.Name] = s.Skipped
 		}
+		p.checks.Set(s.Name, s.HealthCheck)
 		p.flows.changed(s)
 		p.observeTrigger(s.Name)
 	}
 	for _, r := range refused {
 		p.refused[r.Service] = r.Err
+		p.event(Event{r.Service, true, "FailedToProgramService", "Program", "the kernel refuses this service: " + r.Err.Error()})
 		p.log.Error("the kernel refuses a service; the others are in place", "service", r.Service.String(), "err", r.Err)
 	}
 	p.metrics.refused.Set(float64(len(p.refused)))
+	for _, f := range families(p.cfg) {
+		i := 0
+		if f == "IPv6" {
+			i = 1
+		}
+		p.metrics.noLocal.WithLabelValues("internal", f).Set(float64(p.total.noLocal[0][i]))
+		p.metrics.noLocal.WithLabelValues("external", f).Set(float64(p.total.noLocal[1][i]))
+	}
 }
 
 // observeTrigger feeds the network programming latency: from the change that

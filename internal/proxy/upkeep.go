@@ -38,7 +38,13 @@ func (p *Proxy) keep(ctx context.Context) {
 				p.locked(p.keepNodeDNS, "cannot keep DNS on this node")
 			}
 		case <-sweep.C:
-			p.locked(p.data.Sweep, "cannot remove unused chains")
+			p.locked(func() error {
+				err := p.data.Sweep()
+				if err != nil {
+					p.metrics.cleanupFailures.add(p.cfg, 1)
+				}
+				return err
+			}, "cannot remove unused chains")
 		case <-retry.C:
 			p.locked(func() error { return p.retry(ctx) }, "cannot program services")
 		}
@@ -50,6 +56,7 @@ func (p *Proxy) keep(ctx context.Context) {
 func (p *Proxy) retry(ctx context.Context) error {
 	if p.lastErr == nil && len(p.refused) == 0 {
 		p.cleanFlows()
+		p.checks.Retry()
 		return nil
 	}
 	return p.outcome(p.adopt(ctx))
