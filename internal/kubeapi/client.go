@@ -125,7 +125,9 @@ func (r Resource[T, L]) Delete(ctx context.Context, name string, opts metav1.Del
 }
 
 func (r Resource[T, L]) scope(req *rest.Request) *rest.Request {
-	return req.NamespaceIfScoped(r.namespace, r.namespace != "").Resource(r.name)
+	// The callers know what to wait for and how long; ten tries of a second each
+	// are not it.
+	return req.MaxRetries(0).NamespaceIfScoped(r.namespace, r.namespace != "").Resource(r.name)
 }
 
 // into sends the request and decodes the answer; T's pointer is an API object

@@ -137,10 +137,12 @@ func (c Config) String() string { return string(c.Append(nil)) }
 
 // setOption adds an option, or replaces the one of the same name.
 func (c *Config) setOption(o string) {
-	o = strings.TrimSuffix(o, ":") // an empty value is written as no value
-	name := optionName(o)
+	name, value, _ := strings.Cut(o, ":")
 	if name == "" {
 		return
+	}
+	if value == "" {
+		o = name // an empty value is written as no value
 	}
 	i := slices.IndexFunc(c.Options, func(have string) bool { return optionName(have) == name })
 	if i < 0 {

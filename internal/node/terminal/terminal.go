@@ -40,8 +40,9 @@ func Open(in, out *os.File, input bool) (s *Session, err error) {
 	if s.master, s.Slave, err = pty.Open(); err != nil {
 		return nil, fmt.Errorf("making a terminal: %w", err)
 	}
-	// A file made by os.Open reads through the poller, so that a deadline can
-	// end a read; Fd would change that, Control does not.
+	if s.master, err = throughPoller(s.master); err != nil {
+		return nil, errors.Join(fmt.Errorf("making a terminal: %w", err), s.Slave.Close())
+	}
 	quitIn, quit, err := os.Pipe()
 	if err != nil {
 		return nil, errors.Join(err, s.master.Close(), s.Slave.Close())
@@ -67,6 +68,16 @@ func Open(in, out *os.File, input bool) (s *Session, err error) {
 		_, _ = io.Copy(out, s.master) // EIO when the last process has let go of the slave
 	}()
 	return s, nil
+}
+
+// throughPoller turns a file that blocks its thread in reads, as pty's do, into
+// one whose reads a deadline can end.
+func throughPoller(f *os.File) (*os.File, error) {
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err == nil {
+		err = unix.SetNonblock(fd, true)
+	}
+	return os.NewFile(uintptr(fd), f.Name()), errors.Join(err, f.Close())
 }
 
 func (s *Session) resize() {
