@@ -51,7 +51,12 @@ func (s *Server) open(gen *generation) (opened []*listener, err error) {
 				return opened, listenError("udp", key, err)
 			}
 		}
-		if err := l.open(r); err != nil {
+		err := l.open(r)
+		for tries := 0; key.port == "0" && errors.Is(err, unix.EADDRINUSE) && tries < 20; tries++ {
+			l.closeSockets() // the UDP port that the kernel chose is another's TCP port
+			err = l.open(r)
+		}
+		if err != nil {
 			return opened, err
 		}
 	}
@@ -131,6 +136,15 @@ func shareControl(network, _ string, c syscall.RawConn) error {
 	return errors.Join(err, serr)
 }
 
+// hint is an error with words that help more.
+type hint struct {
+	error
+	text string
+}
+
+func (h hint) Error() string { return h.text }
+func (h hint) Unwrap() error { return h.error }
+
 // listenError says in one line what keeps a port from being opened and what to
 // do about it.
 func listenError(network string, key listenerKey, err error) error {
@@ -138,7 +152,7 @@ func listenError(network string, key listenerKey, err error) error {
 	flag := map[string]string{"udp": "u", "tcp": "t"}[network]
 	switch {
 	case errors.Is(err, unix.EADDRINUSE):
-		return fmt.Errorf("listen %s %s: address already in use: another DNS server has it (ss -%slpn 'sport = :%s' shows which); stop it, or choose another port with -dns.port or another address with the bind plugin", network, where, flag, key.port)
+		return hint{err, fmt.Sprintf("listen %s %s: address already in use: another DNS server has it (ss -%slpn 'sport = :%s' shows which); stop it, or choose another port with -dns.port or another address with the bind plugin", network, where, flag, key.port)}
 	case errors.Is(err, unix.EACCES):
 		return fmt.Errorf("listen %s %s: permission denied: a port below 1024 needs root or CAP_NET_BIND_SERVICE; or choose another port with -dns.port", network, where)
 	case errors.Is(err, unix.EADDRNOTAVAIL):
@@ -199,10 +213,15 @@ func (l *listener) close() {
 		_ = c.conn.Close()
 	}
 	l.mu.Unlock()
+	l.closeSockets()
+	l.serving.Wait()
+}
+
+func (l *listener) closeSockets() {
 	for _, u := range l.udp {
 		_ = u.conn.Close()
 	}
-	l.serving.Wait()
+	l.udp = nil
 }
 
 // portPool keeps the listeners of plugins (health, ready, prometheus) open over

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/miekg/dns"
@@ -86,16 +87,13 @@ func (l *listener) accept() {
 			continue
 		}
 		t := &tcpConn{listener: l, conn: c, remote: remote, local: addrPort(c.LocalAddr()), slots: make(chan struct{}, pipelined)}
+		t.users.Store(1)
 		l.mu.Lock()
 		l.conns[t] = struct{}{}
 		l.mu.Unlock()
 		l.serving.Go(func() {
+			defer t.release()
 			t.serve()
-			_ = c.Close()
-			s.tcp.leave(remote.Addr())
-			l.mu.Lock()
-			delete(l.conns, t)
-			l.mu.Unlock()
 		})
 	}
 }
@@ -108,9 +106,23 @@ type tcpConn struct {
 	remote   netip.AddrPort
 	local    netip.AddrPort
 	slots    chan struct{} // open chain queries
+	users    atomic.Int32  // the reader, and each open chain query
 
 	mu      sync.Mutex // one reply at a time
 	writeTo time.Duration
+}
+
+// release closes the connection when the last user is done with it: a client
+// that has said all it wants still gets the answers that are under way.
+func (t *tcpConn) release() {
+	if t.users.Add(-1) > 0 {
+		return
+	}
+	_ = t.conn.Close()
+	t.listener.server.tcp.leave(t.remote.Addr())
+	t.listener.mu.Lock()
+	defer t.listener.mu.Unlock()
+	delete(t.listener.conns, t)
 }
 
 func (t *tcpConn) stopReading() { _ = t.conn.SetReadDeadline(time.Unix(1, 0)) }
@@ -123,11 +135,6 @@ func (t *tcpConn) serve() {
 	var msg []byte
 	q := &wire.Query{TCP: true, Remote: t.remote, Local: t.local}
 	a := wire.NewAnswer(rand.Uint64())
-	defer func() { // wait for replies that are under way
-		for range pipelined {
-			t.slots <- struct{}{}
-		}
-	}()
 	wait := limits.Read
 	for served := 0; limits.MaxQueries <= 0 || served < limits.MaxQueries; served++ {
 		if t.setReadDeadline(wait) {
@@ -194,8 +201,12 @@ func (t *tcpConn) answer(q *wire.Query, a *wire.Answer, msg []byte) error {
 		return nil
 	}
 	t.slots <- struct{}{}
+	t.users.Add(1)
 	j := s.chain.job(t.listener, msg, t.remote.Addr(), &tcpReply{conn: t})
-	j.done = func() { <-t.slots }
+	j.done = func() {
+		<-t.slots
+		t.release()
+	}
 	s.chain.run(j)
 	return nil
 }
