@@ -20,7 +20,7 @@ their names, a name never before its address works.
 It needs root, or the capabilities CAP_NET_ADMIN and CAP_NET_BIND_SERVICE. On a
 host without a kubelet it registers the Node object too. On SIGTERM it ends and
 leaves the service addresses working; --cleanup removes them.`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			log, err := logs.logger(cmd.ErrOrStderr())
 			if err != nil {

@@ -12,7 +12,7 @@ func newDemoServerCommand() *cobra.Command {
 		Use:    "demo-server",
 		Short:  "Answer HTTP with the pod's name and address",
 		Hidden: true,
-		Args:   cobra.NoArgs,
+		Args:   noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return demo.Serve(cmd.Context(), listen, cmd.OutOrStdout())
 		},

@@ -21,7 +21,7 @@ func newPsCommand() *cobra.Command {
 		Short: "List the pods that `rutter run` runs on this node",
 		Long: `Lists the pods that ` + "`rutter run`" + ` runs on this node, in all namespaces, and those
 that have ended and were not stopped yet. It asks the node, not the API.`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			pods, err := sandbox.List(runDir)
 			if err != nil {

@@ -24,7 +24,7 @@ what it has programmed and published, and what is not as it should be.
 
 The exit code is 0 when all is well, 1 when the agent does not answer or
 something is degraded.`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := agent.FetchStatus(cmd.Context(), filepath.Join(runDir, agent.Socket))
 			if err != nil {

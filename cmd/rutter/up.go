@@ -31,7 +31,7 @@ it also starts three web pods behind a service and two pods with names of their
 own. Ctrl-C takes everything down and leaves only the data directory.
 
 It needs root: it makes network namespaces and programs nftables.`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			log, err := logs.logger(cmd.ErrOrStderr())
 			if err != nil {

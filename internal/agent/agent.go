@@ -37,11 +37,12 @@ import (
 
 const (
 	// startupBound is how long DNS waits for the first complete picture before
-	// it serves without (CoreDNS's startup_timeout).
+	// it serves without (CoreDNS's startup_timeout), and how long a reachable
+	// API may take for it before the saved catalogue is used.
 	startupBound = 5 * time.Second
 	// apiBound is how long the API may be unreachable at start when there is no
 	// saved catalogue to serve from.
-	apiBound = 30 * time.Second
+	apiBound = 10 * time.Second
 	// stopBound is how long open queries may take at the end.
 	stopBound = 5 * time.Second
 )
@@ -64,7 +65,7 @@ type agent struct {
 
 // Run runs the agent until ctx ends. It then stops answering DNS and leaves
 // the kernel's tables working.
-func Run(ctx context.Context, cfg Config) error {
+func Run(ctx context.Context, cfg Config) (err error) {
 	unlock, err := lock(cfg)
 	if err != nil {
 		return err
@@ -100,11 +101,13 @@ func Run(ctx context.Context, cfg Config) error {
 	if a.proxy, err = proxy.New(a.cat, a.proxyConfig(registry)); err != nil {
 		return err
 	}
-	if err := a.restore(); err != nil {
-		cfg.Log.Warn("saved catalogue not used", "error", err)
-	}
-	if err := a.checkAPI(ctx, api); err != nil {
-		return err
+	// Owned goroutines: they end with ctx, and Run waits for them.
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer fail(nil)
+	running.Go(func() { a.source.Run(ctx) })
+	if err := a.firstPicture(ctx, api); err != nil {
+		return cause(ctx, err)
 	}
 	addrs, err := nodeIPs(cfg)
 	if err != nil {
@@ -113,19 +116,22 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := a.proxy.Start(ctx); err != nil {
 		return err
 	}
+	// From here on things are made. A first start that fails leaves none of
+	// them behind; one that follows another agent leaves what that one made:
+	// services work on it.
+	defer func() {
+		if err != nil && !hasWorked(cfg) {
+			err = errors.Join(err, cleanup(cfg))
+		}
+	}()
 	defer a.proxy.Close()
 
-	// Owned goroutines: they end with ctx, and Run waits for them.
-	var running sync.WaitGroup
-	defer running.Wait()
-	defer fail(nil)
 	a.publisher = newPublisher(a.cat, a.proxy, store, registry, cfg.Log)
 	waitSocket, err := serveStatus(ctx, filepath.Join(cfg.RunDir, Socket), a.status, registry, cfg.Log)
 	if err != nil {
 		return err
 	}
 	running.Go(waitSocket)
-	running.Go(func() { a.source.Run(ctx) })
 	running.Go(func() { keepSnapshot(ctx, a.cat, cfg.snapshot(), cfg.Log) })
 	reg := &registration{name: cfg.NodeName, addrs: addrs, podCIDRs: cfg.PodCIDRs, dns: cfg.ClusterDNS, domain: cfg.ClusterDomain, cfg: rest, log: cfg.Log}
 	running.Go(func() {
@@ -149,6 +155,9 @@ func Run(ctx context.Context, cfg Config) error {
 	a.serving.Store(true)
 	if err := a.proxy.KeepNodeDNS(); err != nil {
 		return fmt.Errorf("keep DNS queries on this node: %w", err)
+	}
+	if err := markWorked(cfg); err != nil {
+		return err
 	}
 	a.ready.Store(true)
 	cfg.Log.Info("agent ready", "node", cfg.NodeName, "dns", cfg.localDNS(), "took", time.Since(a.started).Round(time.Millisecond))
@@ -185,7 +194,31 @@ func Cleanup(_ context.Context, cfg Config) error {
 		return fmt.Errorf("clean up: %w", err)
 	}
 	defer unlock()
-	return errors.Join(proxy.Cleanup(), route.Teardown(cfg.RunDir))
+	return cleanup(cfg)
+}
+
+func cleanup(cfg Config) error {
+	err := errors.Join(proxy.Cleanup(), route.Teardown(cfg.RunDir))
+	if rerr := os.Remove(worked(cfg)); rerr != nil && !errors.Is(rerr, os.ErrNotExist) {
+		err = errors.Join(err, rerr)
+	}
+	return err
+}
+
+// worked is a file that says that an agent was ready here and what it made is
+// in use. The run directory goes with a reboot, as the kernel's tables do.
+func worked(cfg Config) string { return filepath.Join(cfg.RunDir, "agent.worked") }
+
+func hasWorked(cfg Config) bool {
+	_, err := os.Stat(worked(cfg))
+	return err == nil
+}
+
+func markWorked(cfg Config) error {
+	if err := os.WriteFile(worked(cfg), nil, 0o600); err != nil {
+		return fmt.Errorf("mark the agent as working: %w", err)
+	}
+	return nil
 }
 
 // lock sees to it that one agent works on a node: two would undo each other's
@@ -224,37 +257,24 @@ func (a *agent) proxyConfig(registry *prometheus.Registry) proxy.Config {
 	return cfg
 }
 
-func (a *agent) restore() error {
-	saved, err := a.cat.Restore(a.cfg.snapshot())
-	if errors.Is(err, catalog.ErrNoSnapshot) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	a.saved = saved
-	n := a.cat.Counts()
-	a.cfg.Log.Info("serving from the saved catalogue until the API confirms it", "saved", saved.Format(time.RFC3339), "services", n.Services, "endpoints", n.Endpoints)
-	return nil
-}
-
-// checkAPI refuses to start on credentials that are wrong, and without an API
-// when there is nothing saved to serve from.
-func (a *agent) checkAPI(ctx context.Context, api *kubeapi.Client) error {
+// firstPicture returns when there is something to serve: what the API lists or,
+// if it is away, what was saved. It refuses to start on credentials that are
+// wrong, and without an API when nothing was saved.
+func (a *agent) firstPicture(ctx context.Context, api *kubeapi.Client) error {
 	deadline := time.Now().Add(apiBound)
 	for {
 		attempt, cancel := context.WithTimeout(ctx, 10*time.Second)
 		_, err := api.Nodes().Get(attempt, a.cfg.NodeName)
 		cancel()
+		if err == nil || apierrors.IsNotFound(err) {
+			break
+		}
 		switch {
-		case err == nil, apierrors.IsNotFound(err):
-			return nil
 		case ctx.Err() != nil:
 			return ctx.Err()
 		case !kubeapi.Unreachable(err):
 			return api.Explain(err)
-		case a.cat.HasSynced():
-			a.cfg.Log.Warn("the API is away", "error", api.Explain(err))
+		case a.restore():
 			return nil
 		case time.Now().After(deadline):
 			return api.Explain(err)
@@ -265,6 +285,32 @@ func (a *agent) checkAPI(ctx context.Context, api *kubeapi.Client) error {
 		case <-time.After(250 * time.Millisecond):
 		}
 	}
+	// It answers, so the lists are moments away, and they are fresher than what
+	// was saved: serving that first would take away what is newer than it.
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-a.cat.Synced():
+	case <-time.After(startupBound):
+		a.restore()
+	}
+	return nil
+}
+
+// restore fills the catalogue from what was saved, and tells whether it did.
+func (a *agent) restore() bool {
+	saved, err := a.cat.Restore(a.cfg.snapshot())
+	switch {
+	case errors.Is(err, catalog.ErrNoSnapshot):
+		return false
+	case err != nil:
+		a.cfg.Log.Warn("saved catalogue not used", "error", err)
+		return false
+	}
+	a.saved = saved
+	n := a.cat.Counts()
+	a.cfg.Log.Warn("the API is away: serving from the saved catalogue", "saved", saved.Format(time.RFC3339), "services", n.Services, "endpoints", n.Endpoints)
+	return true
 }
 
 // setUpNetwork waits until the Node object is known and makes the node's own

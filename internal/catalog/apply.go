@@ -309,9 +309,6 @@ func (c *Catalog) markSynced(k Kind) {
 	c.addSynced(k)
 }
 
-// markRestored makes a catalogue filled from a snapshot count as synced.
-func (c *Catalog) markRestored() { c.addSynced(c.required) }
-
 func (c *Catalog) addSynced(k Kind) {
 	before := c.synced&c.required == c.required
 	c.synced |= k

@@ -241,6 +241,16 @@ func TestSnapshot(t *testing.T) {
 		t.Errorf("after a list: changes %+v, stale %v", ch, r.Stale())
 	}
 
+	// What was listed before is fresher than the file and stays as it is.
+	r = New(Services | EndpointSlices)
+	r.ReplaceServices([]*Service{svc("default", "new", "10.96.0.9")})
+	if _, err := r.Restore(path); err != nil || r.Stale() != EndpointSlices {
+		t.Fatalf("restore after a list: %v, stale %v", err, r.Stale())
+	}
+	if e, _ := r.Service(web); e.Service != nil || len(e.Slices) != 1 {
+		t.Errorf("restored %+v, want the slice but not the service, which the list lacks", e)
+	}
+
 	whole, _ := os.ReadFile(path)
 	for name, b := range map[string][]byte{
 		"a flipped bit": append(append(slices.Clone(whole[:60]), whole[60]^1), whole[61:]...),

@@ -96,10 +96,10 @@ func (c *Catalog) Save(path string) (err error) {
 	return os.Rename(f.Name(), path)
 }
 
-// Restore fills an empty catalogue from the file that Save wrote and returns
-// when that was. The catalogue then counts as synced, and Stale names the kinds
-// that no list from the source has confirmed yet. A damaged or foreign file is
-// an error and changes nothing.
+// Restore fills in, from the file that Save wrote, the kinds that were not
+// listed yet, and returns when that file was written. The catalogue then counts
+// as synced, and Stale names the kinds that no list from the source has
+// confirmed. A damaged or foreign file is an error and changes nothing.
 func (c *Catalog) Restore(path string) (time.Time, error) {
 	s, err := readSnapshot(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -110,32 +110,43 @@ func (c *Catalog) Restore(path string) (time.Time, error) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if s.Kinds&c.required != c.required {
-		return time.Time{}, fmt.Errorf("restore catalogue from %s: it lacks %s", path, c.required&^s.Kinds)
+	missing := c.required &^ c.synced
+	if lacks := missing &^ s.Kinds; lacks != 0 {
+		return time.Time{}, fmt.Errorf("restore catalogue from %s: it lacks %s", path, lacks)
 	}
 	in := interner{strings: map[string]string{}, hints: map[string]*Hints{}}
-	for _, v := range s.Services {
-		v.Name.Namespace = in.string(v.Name.Namespace)
-		for i := range v.Ports {
-			v.Ports[i].Name = in.string(v.Ports[i].Name)
+	if missing&Services != 0 {
+		for _, v := range s.Services {
+			v.Name.Namespace = in.string(v.Name.Namespace)
+			for i := range v.Ports {
+				v.Ports[i].Name = in.string(v.Ports[i].Name)
+			}
+			c.setService(v.Name, v)
 		}
-		c.setService(v.Name, v)
 	}
-	for _, v := range s.Slices {
-		in.slice(v)
-		c.setSlice(v)
+	if missing&EndpointSlices != 0 {
+		for _, v := range s.Slices {
+			in.slice(v)
+			c.setSlice(v)
+		}
 	}
-	for _, v := range s.Namespaces {
-		c.setNamespace(v.Name, v)
+	if missing&Namespaces != 0 {
+		for _, v := range s.Namespaces {
+			c.setNamespace(v.Name, v)
+		}
 	}
-	for _, v := range s.Nodes {
-		c.setNode(v.Name, v)
+	if missing&Nodes != 0 {
+		for _, v := range s.Nodes {
+			c.setNode(v.Name, v)
+		}
 	}
-	for _, v := range s.Pods {
-		c.setPod(ServiceName{v.Namespace, v.Name}, v)
+	if missing&Pods != 0 {
+		for _, v := range s.Pods {
+			c.setPod(ServiceName{v.Namespace, v.Name}, v)
+		}
 	}
-	c.stale = c.required
-	c.markRestored()
+	c.stale = missing
+	c.addSynced(c.required)
 	return s.Saved, nil
 }
 
