@@ -6,6 +6,7 @@ import (
 	"github.com/rutter-project/rutter/internal/dns/plugin"
 	"github.com/rutter-project/rutter/internal/dns/plugin/acl"
 	"github.com/rutter-project/rutter/internal/dns/plugin/any"
+	"github.com/rutter-project/rutter/internal/dns/plugin/auto"
 	"github.com/rutter-project/rutter/internal/dns/plugin/bind"
 	"github.com/rutter-project/rutter/internal/dns/plugin/bufsize"
 	"github.com/rutter-project/rutter/internal/dns/plugin/cache"
@@ -14,6 +15,7 @@ import (
 	"github.com/rutter-project/rutter/internal/dns/plugin/debug"
 	"github.com/rutter-project/rutter/internal/dns/plugin/erratic"
 	"github.com/rutter-project/rutter/internal/dns/plugin/errors"
+	"github.com/rutter-project/rutter/internal/dns/plugin/file"
 	"github.com/rutter-project/rutter/internal/dns/plugin/forward"
 	"github.com/rutter-project/rutter/internal/dns/plugin/header"
 	"github.com/rutter-project/rutter/internal/dns/plugin/health"
@@ -106,8 +108,8 @@ func List(stores kubernetes.Stores) []plugin.Entry {
 		{"clouddns", nil, answers},
 		{"k8s_external", nil, local},
 		{"kubernetes", kubernetes.Setup(stores), local},
-		{"file", nil, local},
-		{"auto", nil, local},
+		{"file", file.Setup, local},
+		{"auto", auto.Setup, local},
 		{"secondary", nil, local},
 		{"etcd", nil, answers},
 		{"loop", loop.Setup, configures},
