@@ -136,7 +136,11 @@ func (a *Answer) Addresses(packed []byte, size int, ttl uint32) {
 		rr := to[i*(rrLen+size):]
 		binary.BigEndian.PutUint64(rr, head)
 		binary.BigEndian.PutUint32(rr[8:], tail)
-		copy(rr[rrLen:rrLen+size], packed[j*size:])
+		if size == 4 {
+			*(*[4]byte)(rr[rrLen:]) = [4]byte(packed[j*4:])
+		} else {
+			*(*[16]byte)(rr[rrLen:]) = [16]byte(packed[j*16:])
+		}
 	}
 }
 
@@ -211,6 +215,11 @@ func (a *Answer) shuffle(r run) {
 			continue
 		}
 		x, y := b[i*r.size:(i+1)*r.size], b[j*r.size:(j+1)*r.size]
+		if r.size == rrLen+4 { // nearly always: two words, without a call
+			x, y := (*[16]byte)(x), (*[16]byte)(y)
+			*x, *y = *y, *x
+			continue
+		}
 		copy(tmp[:], x)
 		copy(x, y)
 		copy(y, tmp[:r.size])
