@@ -36,7 +36,9 @@ func DefaultCorefile(cfg Config) string {
     forward . /etc/resolv.conf {
         max_concurrent 1000
     }
+    cache 30
     reload
+    loadbalance
 }
 `, strings.Join(bind, " "), cfg.ClusterDomain)
 }

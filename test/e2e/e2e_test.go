@@ -34,6 +34,13 @@ func TestSystem(t *testing.T) {
 
 	s.rutter("run", "-d", "--name", "curl", "--", "sleep", "1000000")
 
+	t.Run("status", func(t *testing.T) {
+		status, err := s.in(t).status()
+		if err != nil || status["Ready"] != true || status["Node"] != "host" || status["Degraded"] != nil {
+			t.Errorf("rutter status -o json: %v %v, want a node named host, ready and not degraded", err, status)
+		}
+	})
+
 	t.Run("names", func(t *testing.T) {
 		s := s.in(t)
 		web, db0 := s.clusterIP("web"), s.podIP("db-0")
@@ -368,6 +375,7 @@ func hostState(t *testing.T) []string {
 	}
 	for _, i := range ifs {
 		addrs, _ := i.Addrs()
+		addrs = slices.DeleteFunc(addrs, func(a net.Addr) bool { return strings.HasPrefix(a.String(), "fe80:") })
 		state = append(state, fmt.Sprint("link ", i.Name, addrs))
 	}
 	for _, args := range [][]string{{"-4", "route", "show", "table", "all"}, {"-6", "route", "show", "table", "all"}, {"rule"}} {
@@ -376,6 +384,9 @@ func hostState(t *testing.T) []string {
 			t.Fatal(err)
 		}
 		for _, line := range strings.Split(strings.TrimSpace(string(out)), "\n") {
+			if strings.Contains(line, "fe80:") {
+				continue // the kernel adds them when it likes
+			}
 			state = append(state, "route "+strings.Join(strings.Fields(line), " "))
 		}
 	}

@@ -83,12 +83,6 @@ func enter() error {
 	if err := netlink.LinkSetUp(lo); err != nil {
 		return fmt.Errorf("bring lo up: %w", err)
 	}
-	// Without it, link-local addresses appear a second or two later.
-	for _, conf := range []string{"all", "default"} {
-		if err := os.WriteFile("/proc/sys/net/ipv6/conf/"+conf+"/accept_dad", []byte("0"), 0); err != nil {
-			return fmt.Errorf("switch duplicate address detection off: %w", err)
-		}
-	}
 	// A cable to nowhere: a veth pair is what every kernel has.
 	card := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0"}, PeerName: "uplink"}
 	if err := netlink.LinkAdd(card); err != nil {
