@@ -7,12 +7,14 @@ import (
 	"github.com/rutter-project/rutter/internal/dns/plugin/acl"
 	"github.com/rutter-project/rutter/internal/dns/plugin/any"
 	"github.com/rutter-project/rutter/internal/dns/plugin/auto"
+	"github.com/rutter-project/rutter/internal/dns/plugin/autopath"
 	"github.com/rutter-project/rutter/internal/dns/plugin/bind"
 	"github.com/rutter-project/rutter/internal/dns/plugin/bufsize"
 	"github.com/rutter-project/rutter/internal/dns/plugin/cache"
 	"github.com/rutter-project/rutter/internal/dns/plugin/cancel"
 	"github.com/rutter-project/rutter/internal/dns/plugin/chaos"
 	"github.com/rutter-project/rutter/internal/dns/plugin/debug"
+	"github.com/rutter-project/rutter/internal/dns/plugin/dns64"
 	"github.com/rutter-project/rutter/internal/dns/plugin/erratic"
 	"github.com/rutter-project/rutter/internal/dns/plugin/errors"
 	"github.com/rutter-project/rutter/internal/dns/plugin/file"
@@ -87,13 +89,13 @@ func List(stores kubernetes.Stores) []plugin.Entry {
 		{"log", log.Setup, observes},
 		{"dnstap", nil, observes},
 		{"local", localnames.Setup, local},
-		{"dns64", nil, changes},
+		{"dns64", dns64.Setup, changes},
 		{"any", any.Setup, local},
 		{"chaos", chaos.Setup, local},
 		{"loadbalance", loadbalance.Setup, changes},
 		{"tsig", nil, changes},
 		{"rewrite", rewrite.Setup, changes},
-		{"autopath", nil, changes},
+		{"autopath", autopath.Setup, changes},
 		{"acl", acl.Setup, changes},
 		{"cache", cache.Setup, answers},
 		{"header", header.Setup, changes},
