@@ -178,7 +178,7 @@ func (s *set) plugin(name string) int {
 	if len(list) == maxPlugins {
 		return maxPlugins - 1
 	}
-	list = append(list[:len(list):len(list)], name)
-	s.plugins.Store(&list)
-	return len(list) - 1
+	next := append(list[:len(list):len(list)], name)
+	s.plugins.Store(&next)
+	return len(next) - 1
 }
