@@ -96,6 +96,7 @@ func newRootCommand() *cobra.Command {
 		newStatusCommand(),
 		newAgentCommand(),
 		newDNSCommand(),
+		newProxyCommand(),
 		newVersionCommand(),
 		// Hidden: what rutter runs of itself.
 		newSuperviseCommand(),

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -204,7 +205,7 @@ func (p *Proxy) Apply(ctx context.Context, ch catalog.Changes) error {
 	if !ch.Synced && !p.adopted {
 		return nil
 	}
-	if p.nodeChanged(&ch) {
+	if !p.adopted || p.nodeChanged(&ch) {
 		if err := p.refreshNode(); err != nil {
 			return p.outcome(err)
 		}
@@ -242,8 +243,9 @@ func (p *Proxy) refreshNode() error {
 	if err != nil {
 		return fmt.Errorf("proxy: %w", err)
 	}
-	if !slices.Equal(rules.NodePortAddrs, p.rulesNow.NodePortAddrs) || !slices.Equal(rules.Detect.CIDRs, p.rulesNow.Detect.CIDRs) {
-		p.log.Info("node addresses changed", "nodePortAddresses", rules.NodePortAddrs)
+	if !slices.Equal(rules.NodePortAddrs, p.rulesNow.NodePortAddrs) || !slices.Equal(rules.Detect.CIDRs, p.rulesNow.Detect.CIDRs) ||
+		!slices.Equal(rules.ServiceCIDRs, p.rulesNow.ServiceCIDRs) {
+		p.log.Info("the node changed", "nodePortAddresses", rules.NodePortAddrs, "serviceCIDRs", rules.ServiceCIDRs)
 		if err := p.data.SetRules(rules); err != nil {
 			return err
 		}
@@ -254,6 +256,25 @@ func (p *Proxy) refreshNode() error {
 	}
 	p.nodeFacts = n
 	return nil
+}
+
+// SetServiceCIDRs tells the ranges of cluster IPs, in the place of the
+// configuration's.
+func (p *Proxy) SetServiceCIDRs(ctx context.Context, cidrs []netip.Prefix) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.data == nil {
+		return errors.New("proxy: not started")
+	}
+	p.cfg.ServiceCIDRs = cidrs
+	if slices.Equal(cidrs, p.rulesNow.ServiceCIDRs) {
+		return nil
+	}
+	adopted := p.adopted
+	if err := p.refreshNode(); err != nil || !adopted {
+		return p.outcome(err)
+	}
+	return p.outcome(p.adopt(ctx))
 }
 
 func (p *Proxy) planner() plan.Planner {
