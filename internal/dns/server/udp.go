@@ -135,8 +135,9 @@ func (u *udpSocket) serve() {
 
 	q := &wire.Query{Worker: u.worker, Local: u.local}
 	a := wire.NewAnswer(rand.Uint64())
+	received = batchSize // slots to prepare: those that were used
 	for {
-		for i := range b.in {
+		for i := range received {
 			b.inIov[i].SetLen(querySize)
 			b.in[i].hdr.Namelen = unix.SizeofSockaddrInet6
 			if u.wildcard {

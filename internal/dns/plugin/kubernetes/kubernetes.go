@@ -38,6 +38,8 @@ type Kubernetes struct {
 	store *Store
 	view  *view
 	own   []netip.Addr // this host's, to be found among the endpoints
+
+	hostSearch []string // of /etc/resolv.conf, for autopath
 }
 
 // zone is a name in both forms.

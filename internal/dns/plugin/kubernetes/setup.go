@@ -60,6 +60,7 @@ func Setup(stores Stores) plugin.Setup {
 			if len(b.Bind) == 0 {
 				k.own = hostAddrs()
 			}
+			k.hostSearch = hostSearch("/etc/resolv.conf")
 			return p.waitSynced(ctx, b, store)
 		})
 		b.OnShutdown(func() error {

@@ -46,7 +46,7 @@ type view struct {
 	services   table[*slot] // by SVC.NS in wire form
 	addrs      table[addrOf]
 	namespaces table[*namespace]
-	pods       table[podAt]
+	pods       table[podOf]
 	serial     atomic.Uint32 // Unix time of the last change of a record
 
 	// The writer's.
@@ -80,9 +80,9 @@ type addrOf struct {
 	slot *slot
 }
 
-type podAt struct {
-	addr      netip.Addr
-	namespace string
+type podOf struct {
+	addr netip.Addr
+	pod  *catalog.Pod
 }
 
 // namespace is known as soon as a service in it is; it is exposed once the
@@ -124,7 +124,7 @@ func (v *view) exposed(label []byte) bool {
 func (v *view) podIn(addr netip.Addr, ns []byte) bool {
 	h := v.hash.addr(addr)
 	for n := v.pods.find(h); n != nil; n = n.next {
-		if n.hash == h && n.value.addr == addr && n.value.namespace == string(ns) {
+		if n.hash == h && n.value.addr == addr && n.value.pod.Namespace == string(ns) {
 			return true
 		}
 	}
@@ -186,17 +186,13 @@ func (v *view) setPod(was, now *catalog.Pod) {
 	}
 	a, had := shown(was)
 	b, has := shown(now)
-	if had && has && a == b && was.Namespace == now.Namespace {
-		return
+	if has {
+		v.pods.add(v.hash.addr(b), podOf{b, now})
 	}
 	if had {
-		is := podAt{a, was.Namespace}
-		v.pods.remove(v.hash.addr(a), func(p podAt) bool { return p == is })
+		v.pods.remove(v.hash.addr(a), func(p podOf) bool { return p.pod == was })
 	}
-	if has {
-		v.pods.add(v.hash.addr(b), podAt{b, now.Namespace})
-	}
-	if had || has {
+	if had != has || a != b {
 		v.touch()
 	}
 }
