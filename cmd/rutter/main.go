@@ -97,6 +97,7 @@ func newRootCommand() *cobra.Command {
 		newAgentCommand(),
 		newDNSCommand(),
 		newProxyCommand(),
+		newCheckCommand(),
 		newVersionCommand(),
 		// Hidden: what rutter runs of itself.
 		newSuperviseCommand(),

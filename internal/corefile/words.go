@@ -59,7 +59,10 @@ func (t Token) DurationFrom(least time.Duration) (time.Duration, error) {
 func (t Token) Number(least, most int) (int, error) {
 	v, err := strconv.Atoi(t.Text)
 	if err != nil || v < least || v > most {
-		e := Errorf(t, "%q is out of place", t.Text)
+		e := Errorf(t, "number %s is out of range", t.Text)
+		if err != nil {
+			e = Errorf(t, "%q is no number", t.Text)
+		}
 		e.Expected = "a number from " + strconv.Itoa(least) + " to " + strconv.Itoa(most)
 		if most == maxInt {
 			e.Expected = "a number of at least " + strconv.Itoa(least)
