@@ -11,6 +11,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/rutter-project/rutter/internal/catalog"
 	"github.com/rutter-project/rutter/internal/proxy/plan"
 )
 
@@ -40,13 +41,20 @@ type Config struct {
 	// no service is dropped.
 	ServiceCIDRs  []netip.Prefix
 	NoExternalIPs bool
+	// LocalhostNodePorts serves node ports on 127.0.0.1 too, if
+	// NodePortAddresses include it. It sets net.ipv4.conf.all.route_localnet,
+	// and keeps other hosts from reaching 127.0.0.0/8 by that (CVE-2020-8558).
+	LocalhostNodePorts bool
 
 	// NodeDNS are the addresses at which this node's DNS server answers itself,
 	// UDP and TCP. They pass by connection tracking for as long as NodeDNSAlive
 	// says true; then, within NodeDNSTimeout (3 s), the kernel treats them as
 	// any other service address.
-	NodeDNS        []netip.AddrPort
-	NodeDNSAlive   func() bool // nil: always
+	NodeDNS      []netip.AddrPort
+	NodeDNSAlive func() bool // nil: always
+	// DNSService is whose endpoints then answer at those of NodeDNS that are no
+	// cluster IP (kube-system/kube-dns).
+	DNSService     catalog.ServiceName
 	NodeDNSTimeout time.Duration
 
 	// SyncPeriod is the time within which changes must be programmed for the
@@ -76,6 +84,9 @@ func (c *Config) complete() error {
 	}
 	if c.Detect.Mode == plan.DetectNone && len(c.Detect.CIDRs) > 0 {
 		c.Detect.Mode = plan.DetectCIDR
+	}
+	if c.DNSService == (catalog.ServiceName{}) {
+		c.DNSService = catalog.ServiceName{Namespace: "kube-system", Name: "kube-dns"}
 	}
 	if c.SyncPeriod == 0 {
 		c.SyncPeriod = 30 * time.Second

@@ -2,6 +2,7 @@ package proxy_test
 
 import (
 	"net/netip"
+	"os/exec"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -268,7 +269,8 @@ func TestAffinity(t *testing.T) {
 func TestNodeDNS(t *testing.T) {
 	var dead atomic.Bool
 	w := newWorld(t, func(c *proxy.Config) {
-		c.NodeDNS = []netip.AddrPort{netip.MustParseAddrPort("10.96.0.10:53")}
+		c.NodeDNS = []netip.AddrPort{netip.MustParseAddrPort("10.96.0.10:53"), netip.MustParseAddrPort("169.254.20.10:53")}
+		c.DNSService = name("dns")
 		c.NodeDNSAlive = func() bool { return !dead.Load() }
 		c.NodeDNSTimeout = 300 * time.Millisecond
 	})
@@ -288,9 +290,12 @@ func TestNodeDNS(t *testing.T) {
 	w.nft()
 	w.node.AddAddr("lo", "10.96.0.10/32")
 	w.node.Serve("10.96.0.10:53")
+	w.node.AddAddr("lo", "169.254.20.10/32")
+	w.node.Serve("169.254.20.10:53")
 	for _, network := range []string{"tcp", "udp"} {
 		w.expect(w.client, network, "10.96.0.10:53", "node 10.244.0.9")
 		w.expect(w.node, network, "10.96.0.10:53", "node 10.96.0.10")
+		w.expect(w.client, network, "169.254.20.10:53", "node 10.244.0.9")
 	}
 	if n := w.conntrack(); strings.Contains(n, "10.96.0.10") {
 		t.Errorf("queries to the node's DNS server are tracked:\n%s", n)
@@ -304,4 +309,62 @@ func TestNodeDNS(t *testing.T) {
 	}
 	w.expect(w.client, "udp", "10.96.0.10:53", "b 10.244.0.9")
 	w.expect(w.client, "tcp", "10.96.0.10:53", "b 10.244.0.9")
+	// Masqueraded to one of the node's addresses, as with any external front end.
+	if got := w.client.Ask("udp", "169.254.20.10:53", ""); !strings.HasPrefix(got, "b ") {
+		t.Errorf("the node-local address: %q", got)
+	}
+}
+
+// Node ports where they were asked for: on 127.0.0.1, on the addresses of a
+// range, also those that come later.
+func TestNodePortAddresses(t *testing.T) {
+	w := newWorld(t, func(c *proxy.Config) {
+		c.NodePortAddresses = []string{"192.0.2.192/26", "::/0", "127.0.0.0/8"}
+		c.LocalhostNodePorts = true
+	})
+	for _, f := range []struct{ n, ip, ep string }{{"web", "10.96.0.1", "10.244.0.2"}, {"web6", "fd00:96::1", "fd00:244::2"}} {
+		s := service(f.n, f.ip)
+		for i := range s.Ports {
+			s.Ports[i].NodePort = 30001
+		}
+		w.cat.ApplyService(s)
+		w.cat.ApplySlice(slice(f.n, f.ep))
+	}
+	w.markSynced()
+	w.sync()
+	w.nft()
+	for _, network := range []string{"tcp", "udp"} {
+		if got := w.node.Ask(network, "127.0.0.1:30001", ""); !strings.HasPrefix(got, "a ") {
+			t.Errorf("%s to 127.0.0.1: %q", network, got)
+		}
+		w.expect(w.node, network, "[::1]:30001", testnet.Refused)
+		w.expect(w.client, network, "["+nodeIP6+"]:30001", "a "+nodeIP6)
+		w.expect(w.client, network, nodeIP+":30001", testnet.Refused)
+		w.expect(w.client, network, "192.0.2.200:30001", testnet.Silence)
+	}
+	w.node.AddAddr("outside", "192.0.2.200/24")
+	deadline := time.Now().Add(10 * time.Second)
+	for w.client.Ask("tcp", "192.0.2.200:30001", "") != "a "+nodeIP {
+		if time.Now().After(deadline) {
+			t.Fatal("an address that came later is not served")
+		}
+	}
+	// route_localnet must not open the node's loopback to others.
+	w.node.Serve("127.0.0.1:9999")
+	w.outside.Do(func() {
+		script := "sysctl -qw net.ipv4.conf.all.route_localnet=1 && ip route flush table local 127.0.0.0/8 && ip addr flush dev lo && ip route add 127.0.0.1 via " + nodeIP
+		if out, err := exec.Command("sh", "-c", script).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	})
+	if got := w.outside.Ask("tcp", "127.0.0.1:9999", outsideIP); got != testnet.Silence {
+		t.Errorf("the node's loopback from another host: %q", got)
+	}
+	if got := w.node.Ask("tcp", "127.0.0.1:9999", ""); got != "node 127.0.0.1" {
+		t.Errorf("the node's own loopback: %q", got)
+	}
+	r, err := w.proxy.Walk(plan.Packet{Src: addr("127.0.0.1"), Dst: netip.MustParseAddrPort("127.0.0.1:30001"), Protocol: catalog.TCP})
+	if err != nil || r.Verdict != plan.Forward || !r.Masquerade {
+		t.Errorf("the walk to 127.0.0.1: %+v, %v", r, err)
+	}
 }

@@ -38,6 +38,8 @@ func (p *Proxy) rules(n plan.Node) (plan.Rules, error) {
 		Detect:        p.cfg.Detect,
 		ServiceCIDRs:  p.cfg.ServiceCIDRs,
 		NodeDNS:       p.cfg.NodeDNS,
+
+		LocalhostNodePorts: p.cfg.LocalhostNodePorts,
 	}
 	if p.cfg.NodeCIDR {
 		r.Detect = plan.Detector{Mode: plan.DetectCIDR}
@@ -77,7 +79,10 @@ func (p *Proxy) nodePortAddrs(spec []string, n plan.Node) ([]netip.Addr, error) 
 	}
 	addrs := []netip.Addr{}
 	for _, a := range local {
-		if all[familyIndex(a)] && !a.IsLoopback() || slices.ContainsFunc(wanted, func(c netip.Prefix) bool { return c.Contains(a) }) {
+		if a.IsLoopback() {
+			continue // see LocalhostNodePorts
+		}
+		if all[familyIndex(a)] || slices.ContainsFunc(wanted, func(c netip.Prefix) bool { return c.Contains(a) }) {
 			addrs = append(addrs, a)
 		}
 	}

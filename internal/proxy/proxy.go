@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -153,6 +154,20 @@ func (p *Proxy) Start(ctx context.Context) error {
 			p.event(Event{n, true, "FailedToStartServiceHealthcheck", "Listen", err.Error()})
 		},
 	})
+	if p.cfg.LocalhostNodePorts && p.cfg.IPv4 {
+		if err := os.WriteFile("/proc/sys/net/ipv4/conf/all/route_localnet", []byte("1"), 0); err != nil {
+			p.log.Warn("node ports are not served on 127.0.0.1", "err", err)
+		}
+	}
+	// Addresses that come later matter only where some are picked out.
+	var addrs chan netlink.AddrUpdate
+	ctx, p.stop = context.WithCancel(ctx)
+	if rules.NodePortAddrs != nil && !slices.Equal(p.cfg.NodePortAddresses, []string{"primary"}) {
+		addrs = make(chan netlink.AddrUpdate, 16)
+		if err := netlink.AddrSubscribe(addrs, ctx.Done()); err != nil {
+			p.log.Warn("addresses that this host gets later are not served node ports on", "err", err)
+		}
+	}
 	opened = true
 	p.data, p.started = data, time.Now()
 	if len(p.cfg.NodeDNS) > 0 {
@@ -160,10 +175,9 @@ func (p *Proxy) Start(ctx context.Context) error {
 			p.log.Error("cannot keep DNS on this node", "err", err)
 		}
 	}
-	ctx, p.stop = context.WithCancel(ctx)
 	p.loops.Add(2)
 	go p.watch(ctx, monitor)
-	go p.keep(ctx)
+	go p.keep(ctx, addrs)
 	return nil
 }
 
@@ -278,7 +292,33 @@ func (p *Proxy) SetServiceCIDRs(ctx context.Context, cidrs []netip.Prefix) error
 }
 
 func (p *Proxy) planner() plan.Planner {
-	return plan.Planner{Node: p.nodeFacts, Options: plan.Options{NoExternalIPs: p.cfg.NoExternalIPs}}
+	pl := plan.Planner{Node: p.nodeFacts, Options: plan.Options{NoExternalIPs: p.cfg.NoExternalIPs}}
+	if len(p.cfg.NodeDNS) > 0 {
+		pl.Extra = map[catalog.ServiceName][]netip.AddrPort{p.cfg.DNSService: p.cfg.NodeDNS}
+	}
+	return pl
+}
+
+// Walk tells what the kernel does with a packet, by the plan of what the
+// catalogue holds now.
+func (p *Proxy) Walk(pkt plan.Packet) (plan.Result, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.data == nil {
+		return plan.Result{}, errors.New("proxy: not started")
+	}
+	addrs, err := p.localAddrs()
+	if err != nil {
+		return plan.Result{}, fmt.Errorf("proxy: %w", err)
+	}
+	var services []plan.Service
+	planner := p.planner()
+	p.cat.Services(func(n catalog.ServiceName, e catalog.Entry) bool {
+		services = append(services, planner.Service(n, &e))
+		return true
+	})
+	slices.SortFunc(services, func(a, b plan.Service) int { return compareNames(a.Name, b.Name) })
+	return plan.NewTable(p.rulesNow, addrs, services).Walk(pkt), nil
 }
 
 // adopt plans every service and makes the kernel hold just these.

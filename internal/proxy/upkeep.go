@@ -5,6 +5,8 @@ import (
 	"errors"
 	"time"
 
+	"github.com/vishvananda/netlink"
+
 	"github.com/rutter-project/rutter/internal/proxy/nftables"
 )
 
@@ -21,7 +23,7 @@ const (
 	repairAtMost = time.Second
 )
 
-func (p *Proxy) keep(ctx context.Context) {
+func (p *Proxy) keep(ctx context.Context, addrs <-chan netlink.AddrUpdate) {
 	defer p.loops.Done()
 	beat := time.NewTicker(p.cfg.NodeDNSTimeout / 3)
 	defer beat.Stop()
@@ -45,10 +47,25 @@ func (p *Proxy) keep(ctx context.Context) {
 				}
 				return err
 			}, "cannot remove unused chains")
+		case _, ok := <-addrs:
+			if !ok {
+				addrs = nil
+				continue
+			}
+			p.locked(func() error { return p.addrsChanged(ctx) }, "cannot follow the addresses of this host")
 		case <-retry.C:
 			p.locked(func() error { return p.retry(ctx) }, "cannot program services")
 		}
 	}
+}
+
+// addrsChanged looks whether node ports are to be served on other addresses.
+func (p *Proxy) addrsChanged(ctx context.Context) error {
+	before := p.adopted
+	if err := p.refreshNode(); err != nil || !before || p.adopted {
+		return err
+	}
+	return p.outcome(p.adopt(ctx))
 }
 
 // retry goes through everything after an error, or when the kernel refused

@@ -2,6 +2,7 @@ package config
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/rutter-project/rutter/internal/proxy"
@@ -22,6 +23,12 @@ func (c *Config) Proxy() proxy.Config {
 	if len(out.NodePortAddresses) == 0 {
 		// In the modes where nothing means everywhere.
 		out.NodePortAddresses = []string{"0.0.0.0/0", "::/0"}
+	}
+	if c.Mode == ModeIPTables && *c.IPTables.LocalhostNodePorts {
+		out.LocalhostNodePorts = slices.ContainsFunc(out.NodePortAddresses, func(s string) bool {
+			p, err := netip.ParsePrefix(s)
+			return err == nil && p.Contains(netip.AddrFrom4([4]byte{127, 0, 0, 1}))
+		})
 	}
 	if on, set := c.FeatureGates["AllowServiceExternalIPs"]; set {
 		out.NoExternalIPs = !on

@@ -294,12 +294,17 @@ func ctNew(reg uint32) rule {
 	return join(rule{&expr.Ct{Key: expr.CtKeySTATE, Register: reg}}, maskNotZero(reg, expr.CtStateBitNEW))
 }
 
-func maskNotZero(reg, bits uint32) rule {
+func maskNotZero(reg, bits uint32) rule { return maskCompare(reg, bits, expr.CmpOpNeq) }
+
+func maskZero(reg, bits uint32) rule { return maskCompare(reg, bits, expr.CmpOpEq) }
+
+// maskCompare compares some bits of a register with zero.
+func maskCompare(reg, bits uint32, op expr.CmpOp) rule {
 	mask := nfnetlink.Native.AppendUint32(nil, bits)
 	zero := make([]byte, 4)
 	return rule{
 		&expr.Bitwise{SourceRegister: reg, DestRegister: reg, Len: 4, Mask: mask, Xor: zero},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg, Data: zero},
+		&expr.Cmp{Op: op, Register: reg, Data: zero},
 	}
 }
 
@@ -353,15 +358,43 @@ func (l *rules) fromPod(yes bool) rule {
 	}
 }
 
-func (l *rules) toNodePortAddr() rule {
-	if l.plan.NodePortAddrs != nil {
-		return join(l.loadDst(l.r.src), l.lookup(setNodePortIPs, l.r.src))
-	}
+// toNodePortAddr matches the addresses that node ports are served on. On
+// 127.0.0.0/8 that may be so for connections of the node itself; see
+// localhostGuard.
+func (l *rules) toNodePortAddr() []rule {
 	loopback := netip.MustParsePrefix("127.0.0.0/8")
 	if l.v6 {
 		loopback = netip.MustParsePrefix("::1/128")
 	}
-	return join(l.isLocalType(false), l.loadDst(l.r.src), l.inPrefix(l.r.src, loopback, expr.CmpOpNeq))
+	localhost := !l.v6 && l.plan.LocalhostNodePorts
+	switch {
+	case l.plan.NodePortAddrs == nil && localhost:
+		return []rule{l.isLocalType(false)}
+	case l.plan.NodePortAddrs == nil:
+		return []rule{join(l.isLocalType(false), l.loadDst(l.r.src), l.inPrefix(l.r.src, loopback, expr.CmpOpNeq))}
+	}
+	match := []rule{join(l.loadDst(l.r.src), l.lookup(setNodePortIPs, l.r.src))}
+	if localhost {
+		match = append(match, join(l.loadDst(l.r.src), l.inPrefix(l.r.src, loopback, expr.CmpOpEq)))
+	}
+	return match
+}
+
+// localhostGuard drops what other hosts send to 127.0.0.0/8. The kernel does so
+// itself, but not with route_localnet, which node ports on localhost need
+// (CVE-2020-8558).
+func (l *rules) localhostGuard() []rule {
+	if l.v6 || !l.plan.LocalhostNodePorts {
+		return nil
+	}
+	loopback := netip.MustParsePrefix("127.0.0.0/8")
+	known := uint32(expr.CtStateBitRELATED | expr.CtStateBitESTABLISHED)
+	return []rule{join(
+		l.loadDst(l.r.src), l.inPrefix(l.r.src, loopback, expr.CmpOpEq),
+		l.loadSrc(l.r.src), l.inPrefix(l.r.src, loopback, expr.CmpOpNeq),
+		rule{&expr.Ct{Key: expr.CtKeySTATE, Register: l.r.src}}, maskZero(l.r.src, known),
+		rule{&expr.Ct{Key: expr.CtKeySTATUS, Register: l.r.src}}, maskZero(l.r.src, ctStatusDstNAT),
+		drop())}
 }
 
 // chain is a chain and all of its rules.
@@ -403,9 +436,11 @@ func (l *rules) staticChains() []chain {
 		{&expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: unreachable}},
 	}
 	isNew := ctNew(r.src)
-	services := []rule{
-		join(l.front(), l.follow(setServices)),
-		join(l.toNodePortAddr(), l.nodePortFront(), l.follow(setServices)),
+	services := []rule{join(l.front(), l.follow(setServices))}
+	input := l.localhostGuard()
+	for _, match := range l.toNodePortAddr() {
+		services = append(services, join(match, l.nodePortFront(), l.follow(setServices)))
+		input = append(input, join(isNew, match, l.nodePortFront(), l.follow(setNoEndpoints)))
 	}
 	// Source ranges are checked before the destination is rewritten: a front end
 	// that has any drops who is in none of them.
@@ -443,8 +478,7 @@ func (l *rules) staticChains() []chain {
 		}},
 		{"filter-prerouting", pre, priorityBeforeDstNAT, "filter", ranges},
 		{"filter-output-first", out, priorityBeforeDstNAT, "filter", ranges},
-		{"filter-input", in, priorityFilter, "filter", []rule{
-			join(isNew, l.toNodePortAddr(), l.nodePortFront(), l.follow(setNoEndpoints)), noEndpoints}},
+		{"filter-input", in, priorityFilter, "filter", append(input, noEndpoints)},
 		{"filter-forward", fwd, priorityFilter, "filter", clusterIPs},
 		{"filter-output", out, priorityFilter, "filter", clusterIPs},
 		{"nat-prerouting", pre, priorityDstNAT, "nat", []rule{jump(chainServices)}},

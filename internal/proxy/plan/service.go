@@ -12,6 +12,10 @@ import (
 type Planner struct {
 	Node    Node
 	Options Options
+	// Extra are addresses that lead to services besides what these say
+	// themselves: those of a DNS server on this node, which stands in for a
+	// service.
+	Extra map[catalog.ServiceName][]netip.AddrPort
 }
 
 // Service plans one service. A name that needs nothing has no ports.
@@ -81,6 +85,11 @@ func (pl *Planner) Service(name catalog.ServiceName, entry *catalog.Entry) Servi
 				External:      external[f],
 				InternalLocal: s.InternalLocal,
 				Affinity:      s.AffinityTimeout,
+			}
+			for _, extra := range pl.Extra[name] {
+				if a := extra.Addr(); extra.Port() == sp.Port && family(a) == f && a != ip && !contains(p.External, a) {
+					p.External = append(slices.Clip(p.External), External{Addr: a})
+				}
 			}
 			p.ExternalLocal = s.ExternalLocal && p.ExternallyAccessible()
 			buf = gather(buf[:0], entry, sp.Name, sp.Protocol, f == 1, pl.Node.Name)

@@ -66,6 +66,8 @@ type Rules struct {
 	// NodePortAddrs are the addresses that node ports are served on. Nil means
 	// every address of the node but loopback.
 	NodePortAddrs []netip.Addr
+	// LocalhostNodePorts serves them on 127.0.0.0/8 too.
+	LocalhostNodePorts bool
 	// ServiceCIDRs are the ranges that cluster IPs are taken from: what is in
 	// them and no service's is dropped.
 	ServiceCIDRs []netip.Prefix
@@ -77,8 +79,11 @@ type Rules struct {
 // NodePortOn tells whether node ports are served on one of the node's
 // addresses.
 func (r *Rules) NodePortOn(a netip.Addr) bool {
+	if a.IsLoopback() {
+		return a.Is4() && r.LocalhostNodePorts
+	}
 	if r.NodePortAddrs == nil {
-		return !a.IsLoopback()
+		return true
 	}
 	return slices.Contains(r.NodePortAddrs, a)
 }
@@ -183,7 +188,7 @@ func (t *Table) Walk(pkt Packet) Result {
 		}
 		return t.externally(pkt, f, why)
 	}
-	if slices.Contains(t.NodeAddrs, dst) && t.Rules.NodePortOn(dst) {
+	if (dst.IsLoopback() || slices.Contains(t.NodeAddrs, dst)) && t.Rules.NodePortOn(dst) {
 		if f, ok := t.fronts[frontKey{netip.Addr{}, pkt.Dst.Port(), pkt.Protocol, v6}]; ok {
 			return t.externally(pkt, f, ReasonNodePort)
 		}
@@ -226,7 +231,7 @@ func (t *Table) externally(pkt Packet, f front, why Reason) Result {
 	switch {
 	case t.Rules.Detect.IsLocal(pkt.Src, pkt.In):
 		r.Reasons = append(r.Reasons, ReasonShortCircuit)
-	case slices.Contains(t.NodeAddrs, pkt.Src):
+	case pkt.Src.IsLoopback() || slices.Contains(t.NodeAddrs, pkt.Src):
 		r.Masquerade = true
 		r.Reasons = append(r.Reasons, ReasonShortCircuit, ReasonMasqueradeNode)
 	default:
