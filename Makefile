@@ -4,7 +4,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-export PATH := $(PATH):/usr/local/go/bin:/usr/sbin:/sbin
+# .cache/go is there only if setup.sh had to fetch Go.
+export PATH := $(CURDIR)/.cache/go/bin:$(PATH):/usr/local/go/bin:/usr/sbin:/sbin
 
 LDFLAGS := -s -w
 # The nested modules keep their heavy dependencies out of the main one.

@@ -4,11 +4,13 @@
 # are named. Usage: setup.sh build|up|test|bench
 set -eu
 
-# Each line: the command that must exist, and the Debian package that has it.
+# Each line: the command or file that must exist, and the Debian package that
+# has it. The race detector links with C.
 needs() {
 	case $1 in
 	build) echo "git git
-gcc gcc" ;;
+gcc gcc
+/usr/include/stdlib.h libc6-dev" ;;
 	up) needs build; echo "ip iproute2
 curl curl
 nslookup bind9-dnsutils" ;;
@@ -21,13 +23,13 @@ conntrack conntrack" ;;
 }
 
 # Debian keeps some of these where an ordinary user's PATH does not look.
-PATH=$PATH:/usr/sbin:/sbin:/usr/local/go/bin
+PATH=$(dirname "$0")/../.cache/go/bin:$PATH:/usr/sbin:/sbin:/usr/local/go/bin
 packages=$(needs "$1" | while read -r command package; do
-	command -v "$command" >/dev/null 2>&1 || echo "$package"
+	command -v "$command" >/dev/null 2>&1 || [ -e "$command" ] || echo "$package"
 done | sort -u | tr '\n' ' ')
 
 if ! command -v go >/dev/null 2>&1; then
-	packages="$packages golang-go"
+	packages="${packages}golang-go"
 fi
 
 if [ -n "${packages% }" ]; then
@@ -44,13 +46,22 @@ if [ -n "${packages% }" ]; then
 	fi
 fi
 
-# Go 1.21 and later fetch the version that go.mod names by themselves.
-version=$(go env GOVERSION 2>/dev/null || go version | cut -d' ' -f3)
+# Go 1.21 and later fetch the version that go.mod names by themselves. An older
+# one (Debian 12 has 1.19) can fetch it as the module that it is; what the newer
+# ones do besides is to make its programs executable.
+version=$(go version | cut -d' ' -f3)
 case $version in
-go1.2[1-9]* | go1.[3-9][0-9]* | devel*) ;;
-*)
-	echo "setup: Go here is $version; 1.21 or later is needed (it then fetches the one that go.mod names)." >&2
-	echo "setup: see https://go.dev/dl/ or Debian backports" >&2
-	exit 1
-	;;
+go1.2[1-9]* | go1.[3-9][0-9]* | devel*) exit 0 ;;
 esac
+want=$(sed -n 's/^go //p' "$(dirname "$0")/../go.mod")
+cache=$(dirname "$0")/../.cache
+[ ! -x "$cache/go/bin/go" ] || exit 0
+toolchain=golang.org/toolchain@v0.0.1-go$want.linux-$(go env GOARCH)
+echo "setup: Go here is $version; fetching $want for this project"
+mkdir -p "$cache"
+# Outside the project: its go.mod is too new for the old Go to read.
+(cd / && go mod download "$toolchain")
+dir=$(cd / && go env GOMODCACHE)/$toolchain
+chmod -R u+w "$dir"
+chmod +x "$dir"/bin/* "$dir"/pkg/tool/*/*
+ln -sfn "$dir" "$cache/go"
