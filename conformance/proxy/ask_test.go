@@ -1,0 +1,211 @@
+package proxy
+
+import (
+	"bufio"
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// patience is how long silence must last to be called so. Answers come within
+// milliseconds; an outcome that is not the expected one is looked at again
+// before it counts, so that a busy machine does not fail a row.
+const patience = 400 * time.Millisecond
+
+// Outcomes of asking, besides answers. An answer is told as "a1(ca)": a1
+// answered and saw ca's address; several as "a1(ca) b1(n1)".
+const (
+	refused = "refused" // ICMP port unreachable, or a reset
+	silence = "silence"
+	// What a node's own output hook drops or rejects fails in the system call.
+	forbidden = "forbidden"
+)
+
+// flow is a connection, or as much of one as the protocol has.
+type flow interface {
+	ask() (string, error) // the server's word
+	Close() error
+}
+
+// dial opens a flow from inside the namespace; local may be invalid.
+func (s *space) dial(proto string, local netip.Addr, to netip.AddrPort) (f flow, err error) {
+	err = s.Do(func() error {
+		f, err = dial(proto, local, to)
+		return err
+	})
+	return f, err
+}
+
+func dial(proto string, local netip.Addr, to netip.AddrPort) (flow, error) {
+	if proto == "sctp" {
+		return dialSCTP(local, to)
+	}
+	d := net.Dialer{Timeout: patience}
+	if local.IsValid() && proto == "tcp" {
+		d.LocalAddr = &net.TCPAddr{IP: local.AsSlice()}
+	} else if local.IsValid() {
+		d.LocalAddr = &net.UDPAddr{IP: local.AsSlice()}
+	}
+	c, err := d.Dial(proto, to.String())
+	if err != nil {
+		return nil, err
+	}
+	return &streamConn{c, bufio.NewReader(c)}, nil
+}
+
+// streamConn is a TCP connection or a connected UDP socket.
+type streamConn struct {
+	net.Conn
+	in *bufio.Reader
+}
+
+func (c *streamConn) ask() (string, error) {
+	_ = c.SetDeadline(time.Now().Add(patience))
+	if _, err := io.WriteString(c, "who?\n"); err != nil {
+		return "", err
+	}
+	return c.in.ReadString('\n')
+}
+
+// answer asks and tells the outcome.
+func answer(f flow) string {
+	word, err := f.ask()
+	if err != nil {
+		return outcomeOf(err)
+	}
+	server, from, _ := strings.Cut(strings.TrimSpace(word), " ")
+	at, err := netip.ParseAddrPort(from)
+	if err != nil {
+		return word
+	}
+	return fmt.Sprintf("%s(%s)", server, nameOf(at.Addr()))
+}
+
+func outcomeOf(err error) string {
+	var timeout net.Error
+	switch {
+	case errors.Is(err, unix.ECONNREFUSED):
+		return refused
+	case errors.Is(err, unix.EPERM):
+		return forbidden
+	case errors.Is(err, unix.ECONNRESET), errors.Is(err, io.EOF):
+		return "closed"
+	case errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.ENETUNREACH):
+		return "unreachable"
+	case errors.As(err, &timeout) && timeout.Timeout():
+		return silence
+	}
+	return err.Error()
+}
+
+// question is who asks whom how.
+type question struct {
+	from   *space
+	proto  string // tcp, udp or sctp
+	local  netip.Addr
+	to     netip.AddrPort
+	health uint16 // ask the health check node port instead
+}
+
+// once opens a flow, asks once and closes it.
+func (q question) once() string {
+	f, err := dial(q.proto, q.local, q.to)
+	if err != nil {
+		return outcomeOf(err)
+	}
+	defer f.Close()
+	return answer(f)
+}
+
+// ask asks n times with a new flow each, and tells everybody who answered.
+// Without an answer it asks once more only: that much silence is enough.
+func (q question) ask(n int) string {
+	var seen []string
+	_ = q.from.Do(func() error {
+		for i := 0; i < n; i++ {
+			o := q.once()
+			if !slices.Contains(seen, o) {
+				seen = append(seen, o)
+			}
+			if !strings.HasSuffix(o, ")") && i > 0 {
+				return nil
+			}
+		}
+		return nil
+	})
+	slices.Sort(seen)
+	return strings.Join(seen, " ")
+}
+
+// stick asks n times and tells whether it was always the same who answered.
+func (q question) stick(n int) string {
+	o := q.ask(n)
+	switch {
+	case strings.Count(o, "(") > 1:
+		return "several"
+	case strings.HasSuffix(o, ")"):
+		return "one"
+	}
+	return o
+}
+
+// spread asks n times and tells whether the endpoints took equal parts.
+func (q question) spread(n int) string {
+	counts := make(map[string]int)
+	_ = q.from.Do(func() error {
+		for range n {
+			counts[q.once()]++
+		}
+		return nil
+	})
+	var names []string
+	for o := range counts {
+		names = append(names, o)
+	}
+	slices.SortFunc(names, func(a, b string) int { return cmp.Compare(a, b) })
+	// Pearson's test against a uniform distribution. The limits let a fair
+	// proxy fail once in a million runs: χ² with 1, 2 and 3 degrees of freedom.
+	limit := map[int]float64{2: 23.9, 3: 27.6, 4: 30.7}[len(counts)]
+	expected, chi2 := float64(n)/float64(len(counts)), 0.0
+	for _, c := range counts {
+		chi2 += (float64(c) - expected) * (float64(c) - expected) / expected
+	}
+	if chi2 > limit {
+		return fmt.Sprintf("uneven: %v", counts)
+	}
+	return "even: " + strings.Join(names, " ")
+}
+
+// status asks a health check node port: the code, and the endpoints that it
+// says are here.
+func (q question) status() string {
+	var out string
+	_ = q.from.Do(func() error {
+		c, err := net.DialTimeout("tcp", netip.AddrPortFrom(q.to.Addr(), q.health).String(), patience)
+		if err != nil {
+			out = outcomeOf(err)
+			return nil
+		}
+		defer c.Close()
+		_ = c.SetDeadline(time.Now().Add(4 * patience))
+		_, _ = fmt.Fprintf(c, "GET / HTTP/1.0\r\n\r\n")
+		r, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err != nil {
+			out = outcomeOf(err)
+			return nil
+		}
+		defer r.Body.Close()
+		out = fmt.Sprintf("%d, weight %s", r.StatusCode, r.Header.Get("X-Load-Balancing-Endpoint-Weight"))
+		return nil
+	})
+	return out
+}

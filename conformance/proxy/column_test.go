@@ -1,0 +1,206 @@
+package proxy
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/rutter-project/rutter/conformance/peer"
+)
+
+// kind is a proxy that is compared. To compare another dataplane, add it here:
+// what it is expected to do is found by its words (see row.expected).
+type kind struct {
+	proxy string // kube-proxy or rutter
+	mode  string // of KubeProxyConfiguration
+}
+
+func (k kind) String() string { return k.proxy + " " + k.mode }
+
+var kinds = []kind{
+	{"kube-proxy", "iptables"},
+	{"kube-proxy", "nftables"},
+	{"rutter", "nftables"},
+}
+
+// column is a kind of proxy at work: a world with its processes.
+type column struct {
+	kind
+	world *world
+	env   *environment
+	dir   string
+	edit  func(kind) string // of the configuration, for a variant
+	nodes []string          // that have a proxy
+
+	proxies map[string]*peer.Proxy // by node
+	flows   map[string]flow        // held open by a scenario
+}
+
+// proxyConfig is the configuration of every proxy. The sync periods are short:
+// what is looked at is what is done, not when; and what kube-proxy repairs
+// after a period it must repair within a row's patience.
+const proxyConfig = `apiVersion: kubeproxy.config.k8s.io/v1alpha1
+kind: KubeProxyConfiguration
+clientConnection:
+  kubeconfig: %s
+hostnameOverride: %s
+mode: %s
+conntrack:
+  maxPerCore: 0
+  min: 0
+  tcpEstablishedTimeout: 0s
+  tcpCloseWaitTimeout: 0s
+iptables:
+  syncPeriod: %[4]s
+  minSyncPeriod: 10ms
+%[5]snftables:
+  syncPeriod: %[4]s
+  minSyncPeriod: 10ms
+%[5]s%[6]s`
+
+const syncPeriod = time.Second
+
+// newColumn builds the world of a column; edit may be nil.
+func newColumn(env *environment, k kind, name string, edit func(kind) string, nodes ...string) (*column, error) {
+	w, err := newWorld()
+	if err != nil {
+		return nil, err
+	}
+	c := &column{kind: k, world: w, env: env, dir: filepath.Join(env.dir, name, strings.ReplaceAll(k.String(), " ", "-")),
+		edit: edit, nodes: nodes, proxies: make(map[string]*peer.Proxy), flows: make(map[string]flow)}
+	if err := os.MkdirAll(c.dir, 0o755); err != nil {
+		return nil, errors.Join(err, w.close())
+	}
+	for _, n := range nodes {
+		if err := errors.Join(w.spaces[n].Forward(env.registry.Address()), c.start(n)); err != nil {
+			c.close()
+			return nil, err
+		}
+	}
+	return c, nil
+}
+
+// start starts the proxy of a node.
+func (c *column) start(node string) error {
+	block, rest := "", "clusterCIDR: "+podCIDRs+"\n"
+	if c.edit != nil {
+		// Lines that are indented belong to the mode's block.
+		rest = ""
+		for line := range strings.Lines(c.edit(c.kind)) {
+			if strings.HasPrefix(line, "  ") && rest == "" {
+				block += line
+			} else {
+				rest += line
+			}
+		}
+	}
+	config := fmt.Sprintf(proxyConfig, c.env.registry.Kubeconfig, node, c.mode, syncPeriod, block, rest)
+	name := fmt.Sprintf("%s-%s", c.proxy, node)
+	var p *peer.Proxy
+	var err error
+	switch c.proxy {
+	case "kube-proxy":
+		p, err = peer.StartKubeProxy(c.env.kubeProxy, name, c.dir, c.world.spaces[node].Netns, config)
+	case "rutter":
+		p, err = peer.StartRutterProxy(c.env.rutter, name, c.dir, c.world.spaces[node].Netns, config)
+	default:
+		err = fmt.Errorf("no proxy is called %s", c.proxy)
+	}
+	if err != nil {
+		return err
+	}
+	c.proxies[node] = p
+	return nil
+}
+
+func (c *column) close() {
+	for _, f := range c.flows {
+		_ = f.Close()
+	}
+	for _, p := range c.proxies {
+		p.Stop()
+	}
+	_ = c.world.close()
+}
+
+// caughtUp waits until the proxies of the column serve the marker as it is now,
+// in both families.
+func (c *column) caughtUp(marker *service, port uint16, want string) error {
+	for _, node := range c.nodes {
+		for _, v6 := range []bool{false, true} {
+			q := question{from: c.world.spaces[node], proto: "tcp", to: netip.AddrPortFrom(marker.front("cluster", v6), port)}
+			err := c.proxies[node].WaitFor("serving what the API holds", 60*time.Second, func() error {
+				if o := q.ask(1); !strings.HasPrefix(o, want+"(") {
+					return fmt.Errorf("the marker at %s: %s, want %s", q.to, o, want)
+				}
+				return nil
+			})
+			if err != nil {
+				return fmt.Errorf("%s on %s: %w", c.kind, node, err)
+			}
+		}
+	}
+	return nil
+}
+
+// tables is what a node's kernel holds. Of many lines those that mention one of
+// the words are kept, with what they are part of.
+func (c *column) tables(node string, about ...string) string {
+	var out []byte
+	_ = c.world.spaces[node].Do(func() error {
+		programs := [][]string{{"nft", "list", "ruleset"}}
+		if c.mode == "iptables" {
+			programs = [][]string{{"iptables-save"}, {"ip6tables-save"}}
+		}
+		for _, p := range programs {
+			o, err := exec.Command(p[0], p[1:]...).CombinedOutput()
+			out = append(out, o...)
+			if err != nil {
+				out = fmt.Appendf(out, "%s: %v\n", strings.Join(p, " "), err)
+			}
+		}
+		return nil
+	})
+	if len(about) == 0 {
+		return string(out)
+	}
+	return excerpt(string(out), about)
+}
+
+// excerpt keeps the lines of a listing that mention a word, under the headings
+// that they belong to.
+func excerpt(text string, about []string) string {
+	var b strings.Builder
+	var headings []string
+	for line := range strings.Lines(text) {
+		trimmed := strings.TrimSpace(line)
+		depth := len(line) - len(strings.TrimLeft(line, "\t"))
+		if strings.HasSuffix(trimmed, "{") && depth < 2 {
+			headings = append(headings[:min(depth, len(headings))], line)
+			if !mentions(line, about) {
+				continue
+			}
+		}
+		if !mentions(line, about) {
+			continue
+		}
+		for _, h := range headings {
+			if h != line {
+				b.WriteString(h)
+			}
+		}
+		headings = nil
+		b.WriteString(line)
+	}
+	return b.String()
+}
+
+func mentions(line string, about []string) bool {
+	return slices.ContainsFunc(about, func(w string) bool { return w != "" && strings.Contains(line, w) })
+}

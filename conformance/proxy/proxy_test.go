@@ -1,0 +1,23 @@
+package proxy
+
+import (
+	"slices"
+	"testing"
+)
+
+// TestProxy runs the table.
+func TestProxy(t *testing.T) {
+	r := newRunner(t)
+	all := slices.Concat(static, changes)
+	var chosen []scenario
+	for i, s := range all {
+		r.cluster.services[s.name] = &service{namespace: "default", name: s.name, index: i + 1, options: s.service, endpoints: s.endpoints}
+		if matches(*onlyRows, s.name) {
+			chosen = append(chosen, s)
+		}
+	}
+	r.start("main", nil, "n1", "n2")
+	t.Cleanup(r.stop)
+	r.run(chosen)
+	r.report()
+}
