@@ -27,6 +27,11 @@ bin/rutter-registry: $(registry_sources) | setup-build
 	@echo "takes 5 to 15 minutes on two cores, later ones are skipped."
 	@scripts/build-with-progress.sh registry '$(LDFLAGS)' $(CURDIR)/$@
 
+.PHONY: kubectl
+kubectl: bin/kubectl ## build the stock kubectl of the registry's Kubernetes version, if you have none
+bin/kubectl: registry/go.mod | setup-build
+	cd registry && go build -ldflags '$(LDFLAGS)' -o ../$@ k8s.io/kubernetes/cmd/kubectl
+
 .PHONY: up
 up: setup-up build ## run the whole system here, with a demo; Ctrl-C takes it down
 	@exec bin/rutter up --demo

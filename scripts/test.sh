@@ -6,6 +6,10 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export RUTTER_BIN=$PWD/bin/rutter RUTTER_REGISTRY_BIN=$PWD/bin/rutter-registry
 
+# The end-to-end tests use the stock kubectl: this machine's, or our build of it.
+export PATH=$PATH:$PWD/bin
+command -v kubectl >/dev/null || make kubectl
+
 step() { printf '\n== %s (%s s so far)\n' "$1" "$SECONDS"; }
 
 step "format, vet, staticcheck"
