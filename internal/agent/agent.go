@@ -28,6 +28,7 @@ import (
 	"github.com/rutter-project/rutter/internal/catalog"
 	"github.com/rutter-project/rutter/internal/dns/plugin/kubernetes"
 	"github.com/rutter-project/rutter/internal/kubeapi"
+	"github.com/rutter-project/rutter/internal/node/pod"
 	"github.com/rutter-project/rutter/internal/node/route"
 	"github.com/rutter-project/rutter/internal/proxy"
 	"github.com/rutter-project/rutter/internal/proxy/plan"
@@ -43,6 +44,8 @@ const (
 	// apiBound is how long the API may be unreachable at start when there is no
 	// saved catalogue to serve from.
 	apiBound = 10 * time.Second
+	// sweepPeriod is how often dead pods are looked for.
+	sweepPeriod = 10 * time.Second
 	// stopBound is how long open queries may take at the end.
 	stopBound = 5 * time.Second
 )
@@ -145,6 +148,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return cause(ctx, err)
 	}
 	running.Go(func() { a.publisher.run(ctx) })
+	running.Go(func() { a.sweepPods(ctx, api) })
 	a.wait("the first complete picture of the cluster")
 	if err := awaitSync(ctx, store); err != nil {
 		return cause(ctx, err)
@@ -342,6 +346,35 @@ func (a *agent) setUpNetwork(ctx context.Context) error {
 		a.cfg.Log.Warn(n)
 	}
 	return err
+}
+
+// sweepPods takes away, now and then, what pods left whose supervisor died: on
+// this host, and in the API, where they would go on being endpoints. On a node
+// of a kubelet there are none.
+func (a *agent) sweepPods(ctx context.Context, api *kubeapi.Client) {
+	tick := time.NewTicker(sweepPeriod)
+	defer tick.Stop()
+	for {
+		if node := a.cat.Node(a.cfg.NodeName); node != nil && node.ByAgent {
+			a.sweepOnce(ctx, api)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+func (a *agent) sweepOnce(ctx context.Context, api *kubeapi.Client) {
+	n, err := pod.Sweep(ctx, pod.SweepConfig{RunDir: a.cfg.RunDir, NodeName: a.cfg.NodeName, Client: api})
+	switch {
+	case ctx.Err() != nil:
+	case err != nil && !kubeapi.Unreachable(err):
+		a.cfg.Log.Warn("dead pods not removed", "error", err)
+	case n > 0:
+		a.cfg.Log.Info("removed what dead pods left", "pods", n)
+	}
 }
 
 // nodeIPs are the configured addresses, or those of the default routes.

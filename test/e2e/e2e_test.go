@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -206,6 +207,36 @@ func TestSystem(t *testing.T) {
 
 	t.Run("a name is never answered before its address works", func(t *testing.T) {
 		s.in(t).createResolveConnect(t, 200)
+	})
+
+	t.Run("kill -9 of a pod's supervisor", func(t *testing.T) {
+		s := s.in(t)
+		s.rutter("run", "-d", "--name", "victim", "-l", "app=victim", "--", s.bin, "demo-server", "--listen", ":8099")
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.pidOf(`demo-server --listen :8099`)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var supervisor int
+		if _, err := fmt.Sscanf(regexp.MustCompile(`PPid:\s*\d+`).FindString(string(status)), "PPid: %d", &supervisor); err != nil {
+			t.Fatalf("no parent in\n%s", status)
+		}
+		if err := syscall.Kill(supervisor, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		s.await("the pod's object to go", func() error {
+			_, err := s.api.Pods("default").Get(t.Context(), "victim")
+			if apierrors.IsNotFound(err) {
+				return nil
+			}
+			return fmt.Errorf("it is there still (%v)", err)
+		})
+		s.await("the pod's process and network to go", func() error {
+			state := strings.Join(hostState(t), "\n")
+			if strings.Contains(state, "netns rutter-default-victim") || strings.Contains(s.rutter("ps"), "victim") {
+				return fmt.Errorf("left:\n%s", state)
+			}
+			return nil
+		})
 	})
 
 	t.Run("kill -9 of the agent", func(t *testing.T) {

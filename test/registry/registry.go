@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"syscall"
 	"testing"
 	"time"
@@ -68,12 +69,24 @@ func (r *Registry) Restart(t testing.TB) {
 	r.cmd.Stdout, r.cmd.Stderr = r.log, r.log
 	// The registry must not outlive a test that is killed.
 	r.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := r.cmd.Start(); err != nil {
+	exited := make(chan struct{})
+	started := make(chan error)
+	cmd := r.cmd
+	go func() {
+		// The parent of Pdeathsig is the thread that started the child, and a
+		// test may end threads (golang/go#27505).
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			cmd.Wait()
+		}
+		close(exited)
+	}()
+	if err := <-started; err != nil {
 		t.Fatal(err)
 	}
-	exited := make(chan struct{})
-	cmd := r.cmd
-	go func() { cmd.Wait(); close(exited) }()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	for {
