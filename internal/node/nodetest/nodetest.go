@@ -8,6 +8,10 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -29,7 +33,7 @@ func Main(m *testing.M) int {
 		return m.Run()
 	}
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), marker+"=1")
+	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d", marker, os.Getpid()))
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS, Pdeathsig: unix.SIGKILL}
 	err := cmd.Run()
@@ -46,6 +50,32 @@ func Main(m *testing.M) int {
 	}
 	fmt.Fprintln(os.Stderr, err)
 	return 1
+}
+
+// Processes lists the processes of this test program whose command line begins
+// with prefix, by ID. They are known by the marker they inherit: other tests, or
+// a real rutter, may run on the same host.
+func Processes(t testing.TB, prefix string) map[int]string {
+	t.Helper()
+	dirs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	mine := marker + "=" + os.Getenv(marker)
+	out := make(map[int]string)
+	for _, dir := range dirs {
+		env, err1 := os.ReadFile(filepath.Join(dir, "environ"))
+		line, err2 := os.ReadFile(filepath.Join(dir, "cmdline"))
+		pid, err3 := strconv.Atoi(filepath.Base(dir))
+		if errors.Join(err1, err2, err3) != nil || !slices.Contains(strings.Split(string(env), "\x00"), mine) {
+			continue // gone meanwhile, or another's
+		}
+		command := strings.TrimSpace(strings.ReplaceAll(string(line), "\x00", " "))
+		if strings.HasPrefix(command, prefix) {
+			out[pid] = command
+		}
+	}
+	return out
 }
 
 func prepare() error {

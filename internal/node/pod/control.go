@@ -68,6 +68,9 @@ func listenControl(p *Pod) (*control, error) {
 	return &control{p, l}, nil
 }
 
+// Close ends the listening, for a pod that never came to serve.
+func (c *control) Close() error { return c.listener.Close() }
+
 // throughDir calls f with a short path to dir: a socket's path has only 108
 // bytes (unix(7)), and a run directory may be anywhere.
 func throughDir(dir string, f func(short string) error) error {

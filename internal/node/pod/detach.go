@@ -59,7 +59,7 @@ type report struct {
 // Detach starts the job with a supervisor in the background and returns the
 // pod's name once its process runs. The exit code belongs to the error.
 func Detach(ctx context.Context, job Job, progress func(string)) (name string, exitCode int, err error) {
-	if err := job.Spec.complete(); err != nil {
+	if err := job.Spec.Complete(); err != nil {
 		return "", 1, err
 	}
 	text, err := json.Marshal(job)

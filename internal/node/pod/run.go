@@ -80,6 +80,7 @@ type Pod struct {
 	log    *slog.Logger
 
 	process *sandbox.Child
+	control *control
 	logDone chan error // the log has been written to its end; nil without one
 	// signalled is set when the end was asked for by a signal or a stop: the
 	// pod is then taken out of the API whatever Spec.Remove says.
@@ -101,7 +102,7 @@ func (p *Pod) Name() string { return p.spec.Name }
 // runs. When ctx ends the process gets TERM, Spec.Grace, KILL. The error tells
 // why the pod could not be run; a process that ran and failed is no error.
 func Run(ctx context.Context, cfg Config, spec Spec, stdio Stdio, started func(*Pod)) (Exit, error) {
-	if err := spec.complete(); err != nil {
+	if err := spec.Complete(); err != nil {
 		return Exit{}, err
 	}
 	if cfg.Progress == nil {
@@ -131,20 +132,15 @@ func (p *Pod) supervise(ctx context.Context) (Exit, error) {
 	tasks.Go(func() {
 		watch.run(background, func(grace time.Duration, gone bool) { p.ask(stopRequest{grace, true, gone}) })
 	})
-	control, err := listenControl(p)
-	if err != nil {
-		p.log.Warn("no control socket: `rutter exec` and `rutter stop` will not find the pod", "error", err)
-	} else {
-		tasks.Go(func() { control.serve(background) })
-	}
+	tasks.Go(func() { p.control.serve(background) })
 	probing, stopProbing := context.WithCancel(background)
 	p.startProbes(probing, &tasks)
 
 	exit, gone := p.untilEnd(ctx)
 	stopProbing()
 
-	p.status.update(func(s *status) { s.end(exit) })
-	err = p.putAway(ctx, send, gone, func() { cancel(); tasks.Wait() })
+	p.status.end(exit)
+	err := p.putAway(ctx, send, gone, func() { cancel(); tasks.Wait() })
 	return exit, err
 }
 
@@ -261,8 +257,11 @@ func (p *Pod) startProbes(ctx context.Context, tasks *sync.WaitGroup) {
 	})
 }
 
-// end notes the process's end.
+// end notes the process's end. The sender is not woken: whether that is still
+// to be told is decided when the pod is put away.
 func (s *status) end(e Exit) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.phase, s.ready, s.unready, s.exit, s.finished = corev1.PodSucceeded, false, "", e, time.Now()
 	if e.Code != 0 {
 		s.phase = corev1.PodFailed

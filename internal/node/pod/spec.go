@@ -53,8 +53,8 @@ type Spec struct {
 // DefaultGrace is the API's default for spec.terminationGracePeriodSeconds.
 const DefaultGrace = 30 * time.Second
 
-// complete checks the spec and fills in what was left out.
-func (s *Spec) complete() error {
+// Complete checks the spec and fills in what was left out.
+func (s *Spec) Complete() error {
 	if len(s.Command) == 0 || s.Command[0] == "" {
 		return errors.New("no command given")
 	}
@@ -69,7 +69,7 @@ func (s *Spec) complete() error {
 	}
 	for _, f := range []struct{ flag, value string }{{"name", s.Name}, {"namespace", s.Namespace}} {
 		if bad := validation.IsDNS1123Subdomain(f.value); len(bad) > 0 {
-			return fmt.Errorf("--%s %q: %s", f.flag, f.value, bad[0])
+			return fmt.Errorf("--%s %q: want lower case letters, digits, - and ., letters or digits at both ends, at most 253", f.flag, f.value)
 		}
 	}
 	if strings.Contains(s.Namespace, ".") {

@@ -1,6 +1,7 @@
 package pod
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -93,6 +94,10 @@ func (p *Pod) start(ctx context.Context, stdio Stdio) (err error) {
 	if err := p.box.Build(ctx, files); err != nil {
 		return err
 	}
+	if p.control, err = listenControl(p); err != nil {
+		return fmt.Errorf("listening for `rutter exec` and `rutter stop`: %w", err)
+	}
+	undo = append(undo, func() { err = errors.Join(err, p.control.Close()) })
 	p.status = newStatus("rutter://"+p.box.Record.ID, hostIPs(node), addrStrings(p.box.Record.Addrs))
 	if err := p.startProcess(stdio); err != nil {
 		return err
@@ -127,16 +132,13 @@ func (p *Pod) node(ctx context.Context) (*corev1.Node, error) {
 			return node, nil
 		case apierrors.IsNotFound(err):
 			why = fmt.Sprintf("node %s is not registered: is `rutter up` or `rutter agent` running here, under this name (--node-name)?", p.cfg.NodeName)
-		case kubeapi.Unreachable(err) && !errors.Is(ctx.Err(), context.Canceled):
+		case kubeapi.Unreachable(err):
 			why = p.cfg.Client.Explain(err).Error()
-		default:
+		case ctx.Err() == nil || told == "":
 			return nil, p.cfg.Client.Explain(err)
 		}
 		if ctx.Err() != nil {
-			if told == "" {
-				told = why
-			}
-			return nil, fmt.Errorf("gave up after %s: %s", startTimeout, told)
+			return nil, fmt.Errorf("gave up: %s", cmp.Or(told, why))
 		}
 		if why != told {
 			p.cfg.Progress("waiting: " + why)

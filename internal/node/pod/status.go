@@ -220,7 +220,8 @@ func sendStatus(ctx context.Context, pods kubeapi.Resource[corev1.Pod, corev1.Po
 	if err != nil {
 		return fmt.Errorf("writing the pod's status: %w", err)
 	}
-	attempt, cancel := context.WithTimeout(ctx, requestTimeout)
+	// What is under way is let through: breaking it off saves nothing.
+	attempt, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestTimeout)
 	defer cancel()
 	_, err = pods.Patch(attempt, name, types.StrategicMergePatchType, body, "status")
 	return err

@@ -99,7 +99,7 @@ func output(t *testing.T, s *Sandbox, script string) string {
 func hostState(t *testing.T, runDir string) string {
 	t.Helper()
 	out, err := exec.Command("sh", "-c", `
-		ip -o -br link; ip -o addr; ip route show table all; ip -6 route show table all
+		ip -o -br link; (ip -o addr; ip route show table all; ip -6 route show table all) | grep -v fe80
 		ls /run/netns 2>/dev/null; grep -c nsfs /proc/self/mountinfo
 		ls -A "$0/pods" 2>/dev/null | grep -v -e lock -e last.json; true`, runDir).CombinedOutput()
 	if err != nil {
