@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/rutter-project/rutter/internal/dns/plugin"
+	"github.com/rutter-project/rutter/internal/dns/wire"
 )
 
 // job is a query on its way to the chain of plugins: a copy of the message and
@@ -20,6 +21,7 @@ import (
 type job struct {
 	routes *routes
 	raw    []byte
+	query  wire.Query
 	client netip.Addr
 	w      replyWriter
 	done   func() // called after the last reply; may be nil
@@ -61,7 +63,8 @@ func newLimiter(max int, shed *prometheus.CounterVec) *limiter {
 }
 
 func (l *limiter) bucket(client netip.Addr) *atomic.Int32 {
-	return &l.clients[maphash.Comparable(l.seed, client)%uint64(len(l.clients))]
+	b := client.As16()
+	return &l.clients[maphash.Bytes(l.seed, b[:])%uint64(len(l.clients))]
 }
 
 // admit counts a query of client in, or refuses it.
@@ -128,8 +131,15 @@ func (l *limiter) work(j *job) {
 
 // serve parses the message and sends it through the chain.
 func (j *job) serve() {
-	req := new(dns.Msg)
-	err := req.Unpack(j.raw)
+	var req *dns.Msg
+	var err error
+	if j.query.Parse(j.raw) == wire.Plain {
+		req = message(&j.query)
+	}
+	if req == nil {
+		req = new(dns.Msg)
+		err = req.Unpack(j.raw)
+	}
 	j.w.begin(req)
 	if err != nil {
 		m := new(dns.Msg)

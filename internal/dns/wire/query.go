@@ -147,10 +147,10 @@ const (
 	optionPadding   = 12
 )
 
-// parseOPT reads an OPT record (RFC 6891 §6.1.2) of version 0 in b, which may
-// go on after it.
+// parseOPT reads an OPT record (RFC 6891 §6.1.2) of version 0, as a query has it
+// (no extended rcode), in b, which may go on after it.
 func (q *Query) parseOPT(b []byte) bool {
-	if len(b) < 11 || b[0] != 0 || b[1] != 0 || b[2] != 41 || b[6] != 0 {
+	if len(b) < 11 || b[0] != 0 || b[1] != 0 || b[2] != 41 || b[5] != 0 || b[6] != 0 {
 		return false
 	}
 	size := int(binary.BigEndian.Uint16(b[9:]))

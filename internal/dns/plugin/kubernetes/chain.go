@@ -2,8 +2,10 @@ package kubernetes
 
 import (
 	"context"
+	"encoding/binary"
 	"net/netip"
 	"strings"
+	"sync"
 
 	"github.com/miekg/dns"
 
@@ -18,13 +20,14 @@ const maxAliases = 11
 // ServeDNS answers as ServeDirect does, and what it leaves to the chain.
 func (k *Kubernetes) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (int, error) {
 	state := plugin.Request{W: w, Req: r}
-	q, err := question(state.QName(), state.QType())
-	if err != nil {
-		return dns.RcodeServerFailure, plugin.Error(name, err)
-	}
 	m := new(dns.Msg)
 	m.SetReply(r)
-	switch outcome, err := k.find(q, m); {
+	d := drafts.Get().(*draft)
+	defer drafts.Put(d)
+	if err := d.ask(state.QName(), state.QType()); err != nil {
+		return dns.RcodeServerFailure, plugin.Error(name, err)
+	}
+	switch outcome, err := k.find(d, m); {
 	case err != nil:
 		return dns.RcodeServerFailure, plugin.Error(name, err)
 	case outcome == plugin.Next:
@@ -33,7 +36,7 @@ func (k *Kubernetes) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.
 		if qt := state.QType(); qt == dns.TypeAXFR || qt == dns.TypeIXFR {
 			return dns.RcodeRefused, nil
 		}
-		l := lookup{k: k, q: q}
+		l := lookup{k: k, q: &d.q}
 		l.place()
 		if !k.rare(ctx, w, r, &l, m) {
 			return plugin.NextOrFailure(name, k.next, ctx, w, r)
@@ -43,45 +46,87 @@ func (k *Kubernetes) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.
 	return dns.RcodeSuccess, nil
 }
 
-// question makes a query of a name and type as if it had come over TCP, with
-// no EDNS: the room for its answer is the largest.
-func question(qname string, qtype uint16) (*wire.Query, error) {
-	raw := make([]byte, 12, 12+256+4)
-	raw[5] = 1
-	buf := raw[:cap(raw)]
-	n, err := dns.PackDomainName(qname, buf, 12, nil, false)
-	if err != nil {
-		return nil, err
-	}
-	raw = append(buf[:n], byte(qtype>>8), byte(qtype), 0, dns.ClassINET)
-	q := &wire.Query{TCP: true}
-	q.Parse(raw)
-	return q, nil
+// draft is a query that did not come in as bytes, with room for its answer.
+type draft struct {
+	q      wire.Query
+	a      *wire.Answer
+	raw    [12 + 256 + 4]byte
+	answer [2048]byte
 }
 
-// find is the direct answer as a message.
-func (k *Kubernetes) find(q *wire.Query, m *dns.Msg) (plugin.Outcome, error) {
-	var buf [2048]byte
-	a := wire.NewAnswer(0)
-	room := buf[:]
+var drafts = sync.Pool{New: func() any { return &draft{a: wire.NewAnswer(0)} }}
+
+// ask makes a query of a name and type as if it had come over TCP, with no
+// EDNS: the room for its answer is the largest.
+func (d *draft) ask(qname string, qtype uint16) error {
+	n, err := dns.PackDomainName(qname, d.raw[:], 12, nil, false)
+	if err != nil {
+		return err
+	}
+	d.raw[5] = 1
+	d.q.TCP = true
+	d.q.Parse(append(d.raw[:n], byte(qtype>>8), byte(qtype), 0, dns.ClassINET))
+	return nil
+}
+
+// find puts the direct answer to d into m.
+func (k *Kubernetes) find(d *draft, m *dns.Msg) (plugin.Outcome, error) {
+	room := d.answer[:]
 	for {
-		a.Begin(q, room)
-		outcome := k.answer(q, a)
+		d.a.Begin(&d.q, room)
+		outcome := k.answer(&d.q, d.a)
 		switch {
-		case a.Overflow() && len(room) < whole:
+		case d.a.Overflow() && len(room) < whole:
 			room = make([]byte, whole)
 			continue
 		case outcome != plugin.Answered:
 			return outcome, nil
 		}
+		raw := d.a.Finish()
+		if addressesOnly(&d.q, d.a, raw, m) {
+			return outcome, nil
+		}
 		var got dns.Msg
-		if err := got.Unpack(a.Finish()); err != nil {
+		if err := got.Unpack(raw); err != nil {
 			return outcome, err
 		}
 		m.Rcode, m.Authoritative, m.Truncated = got.Rcode, got.Authoritative, got.Truncated
 		m.Answer, m.Ns, m.Extra = got.Answer, got.Ns, got.Extra
 		return outcome, nil
 	}
+}
+
+// addressesOnly unpacks the commonest answer, addresses of the asked name,
+// with few allocations; false for any other.
+func addressesOnly(q *wire.Query, a *wire.Answer, raw []byte, m *dns.Msg) bool {
+	n := a.Count(wire.AnswerSection)
+	if n == 0 || a.Count(wire.AuthoritySection)+a.Count(wire.AdditionalSection) > 0 || len(m.Question) == 0 {
+		return false
+	}
+	at := 12 + len(q.Question)
+	h := dns.RR_Header{Name: m.Question[0].Name, Rrtype: q.Type, Class: dns.ClassINET, Ttl: binary.BigEndian.Uint32(raw[at+6:])}
+	switch q.Type {
+	case dns.TypeA:
+		records, ips := make([]dns.A, n), make([]byte, 4*n)
+		m.Answer = make([]dns.RR, n)
+		for i := range records {
+			copy(ips[4*i:], raw[at+16*i+12:at+16*i+16])
+			records[i] = dns.A{Hdr: h, A: ips[4*i : 4*i+4 : 4*i+4]}
+			m.Answer[i] = &records[i]
+		}
+	case dns.TypeAAAA:
+		records, ips := make([]dns.AAAA, n), make([]byte, 16*n)
+		m.Answer = make([]dns.RR, n)
+		for i := range records {
+			copy(ips[16*i:], raw[at+28*i+12:at+28*i+28])
+			records[i] = dns.AAAA{Hdr: h, AAAA: ips[16*i : 16*i+16 : 16*i+16]}
+			m.Answer[i] = &records[i]
+		}
+	default:
+		return false
+	}
+	m.Authoritative, m.Truncated = a.Authoritative, raw[2]&0x02 != 0
+	return true
 }
 
 // place finds the zone of the query's name.
@@ -214,12 +259,12 @@ func (k *Kubernetes) alias(ctx context.Context, w dns.ResponseWriter, r *dns.Msg
 			return
 		}
 		lowerTarget := strings.ToLower(target)
-		next, err := question(target, l.q.Type)
-		if err != nil {
+		next := &draft{a: wire.NewAnswer(0)}
+		if err := next.ask(target, l.q.Type); err != nil {
 			m.Answer = chain
 			return
 		}
-		n := next.Under([]byte(zone))
+		n := next.q.Under([]byte(zone))
 		if n < 0 {
 			m.Answer = chain
 			if found, err := plugin.Lookup(ctx, w, r, target, l.q.Type); err == nil {
@@ -233,6 +278,7 @@ func (k *Kubernetes) alias(ctx context.Context, w dns.ResponseWriter, r *dns.Msg
 		}
 		seen[lowerTarget] = true
 		found := new(dns.Msg)
+		found.SetQuestion(target, l.q.Type)
 		outcome, err := k.find(next, found)
 		if err != nil || outcome == plugin.Next {
 			return
@@ -243,7 +289,7 @@ func (k *Kubernetes) alias(ctx context.Context, w dns.ResponseWriter, r *dns.Msg
 			}
 			return
 		}
-		owner, q, l = target, next, &lookup{k: k, q: next, n: n}
+		owner, q, l = target, &next.q, &lookup{k: k, q: &next.q, n: n}
 	}
 }
 
