@@ -119,6 +119,16 @@ func (c *claims) settle(s *plan.Service) (losers, heirs []catalog.ServiceName) {
 	return losers, heirs
 }
 
+// owner tells whose front end an address and port is; of a node's address, whose
+// node port.
+func (c *claims) owner(to netip.AddrPort, proto catalog.Protocol) (catalog.ServiceName, bool) {
+	o, ok := c.owners[frontEnd{to.Addr(), to.Port(), proto}]
+	if !ok {
+		o, ok = c.owners[frontEnd{unspecified(to.Addr().Is6()), to.Port(), proto}]
+	}
+	return o.name, ok
+}
+
 func (c *claims) wait(f frontEnd, name catalog.ServiceName) {
 	if c.waiting[f] == nil {
 		c.waiting[f] = make(map[catalog.ServiceName]struct{})

@@ -57,6 +57,11 @@ type Config struct {
 	DNSService     catalog.ServiceName
 	NodeDNSTimeout time.Duration
 
+	// NoCounters switches the counting of connections by service and endpoint
+	// off: a set lookup per new connection. CountBytes counts packets and bytes
+	// too: one per packet.
+	NoCounters, CountBytes bool
+
 	// SyncPeriod is the time within which changes must be programmed for the
 	// proxy to count as healthy, twice (30 s).
 	SyncPeriod time.Duration

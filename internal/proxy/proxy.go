@@ -41,6 +41,8 @@ type Proxy struct {
 
 	checks *healthcheck.Servers
 
+	traffic traffic
+
 	healthMu     sync.Mutex
 	waitingSince time.Time // zero when nothing waits to be programmed
 	updated      time.Time
@@ -100,6 +102,12 @@ func New(cat *catalog.Catalog, cfg Config) (*Proxy, error) {
 		refused:   make(map[catalog.ServiceName]error),
 		triggered: make(map[catalog.ServiceName]time.Time),
 	}
+	p.traffic.sums = make(map[catalog.ServiceName]map[endpointKey]*EndpointTraffic)
+	if cfg.Registerer != nil && (!cfg.NoCounters || cfg.CountBytes) {
+		if err := cfg.Registerer.Register(newTrafficCollector(p)); err != nil {
+			return nil, fmt.Errorf("register the proxy's metrics: %w", err)
+		}
+	}
 	var err error
 	if p.metrics, err = newMetrics(cfg.Registerer, cfg); err != nil {
 		return nil, err
@@ -133,7 +141,8 @@ func (p *Proxy) Start(ctx context.Context) error {
 	}
 	p.rulesNow = rules
 	data, err := nftables.Open(nftables.Config{
-		Rules: rules, MasqueradeBit: *p.cfg.MasqueradeBit, IPv4: p.cfg.IPv4, IPv6: p.cfg.IPv6, Logger: p.log,
+		Rules: rules, MasqueradeBit: *p.cfg.MasqueradeBit, IPv4: p.cfg.IPv4, IPv6: p.cfg.IPv6,
+		Counters: !p.cfg.NoCounters, CountBytes: p.cfg.CountBytes, Logger: p.log,
 	})
 	if err != nil {
 		return err

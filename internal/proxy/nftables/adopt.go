@@ -72,7 +72,7 @@ func (t *table) adopt(ctx context.Context, want []plan.Service) ([]Refusal, erro
 func (t *table) listSets() (*found, error) {
 	held := new(found)
 	for id := range setCount {
-		if id == setNodeDNS || id == setAffinity {
+		if !planned(id) {
 			continue
 		}
 		m := make(map[string]string)

@@ -27,7 +27,10 @@ type Config struct {
 	// masquerade: 0 to 31.
 	MasqueradeBit uint
 	IPv4, IPv6    bool // at least one
-	Logger        *slog.Logger
+	// Counters counts connections by front end and endpoint, at the cost of a
+	// set lookup per connection. CountBytes counts bytes, at one per packet.
+	Counters, CountBytes bool
+	Logger               *slog.Logger
 }
 
 // Dataplane holds plans in the kernel's tables of the network namespace it was

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"time"
 
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
@@ -52,6 +53,8 @@ const (
 	setAffinityServices              // front end : number of the service port
 	setAffinitySlots                 // front end . slot : number of the endpoint
 	setAffinity                      // source . service port : endpoint, with timeout; written by packets
+	setConnections                   // front end . endpoint . port, with timeout and counter; written by packets
+	setTraffic                       // the same
 	setCount
 )
 
@@ -93,6 +96,28 @@ type field struct {
 // hash by it, 16 bytes each, so the map is made when the first service needs it.
 const affinityLimit = 1 << 18
 
+// counterLimit bounds the pairs of front end and endpoint that are counted.
+const counterLimit = 1 << 16
+
+// made tells whether a set is made with the table. Of those that packets write
+// the kernel takes memory for all that may come: they are made when needed.
+func (l *rules) made(id setID) bool {
+	switch id {
+	case setAffinity:
+		return false
+	case setConnections:
+		return l.counters
+	case setTraffic:
+		return l.bytes
+	}
+	return true
+}
+
+// planned tells whether a set's elements follow from the plan.
+func planned(id setID) bool {
+	return id < setNodeDNS || id == setAffinityServices || id == setAffinitySlots
+}
+
 func setSpecs(v6 bool) [setCount]setSpec {
 	addr := field{typeIPv4, 4}
 	if v6 {
@@ -117,6 +142,8 @@ func setSpecs(v6 bool) [setCount]setSpec {
 
 		setAffinityServices: {name: "affinity-services", key: front, data: []field{slot}},
 		setAffinitySlots:    {name: "affinity-slots", key: with(front, slot), data: []field{slot}},
+		setConnections:      {name: "connections", key: with(front, addr, port), flags: unix.NFT_SET_TIMEOUT | unix.NFT_SET_EVAL, size: counterLimit},
+		setTraffic:          {name: "traffic", key: with(front, addr, port), flags: unix.NFT_SET_TIMEOUT | unix.NFT_SET_EVAL, size: counterLimit},
 		setAffinity: {name: "affinity", key: []field{addr, slot}, data: []field{slot},
 			flags: unix.NFT_SET_TIMEOUT | unix.NFT_SET_EVAL, size: affinityLimit},
 	}
@@ -204,9 +231,41 @@ type rules struct {
 	sets [setCount]setSpec
 	plan plan.Rules
 	mark uint32
+	// counters counts connections, bytes the bytes of each packet.
+	counters, bytes bool
 }
 
-type rule []expr.Any
+// rule is the expressions of a rule: expr.Any, or ctOf.
+type rule []any
+
+// ctOf loads a key of the connection in one direction. (expr.Ct writes the
+// direction in four bytes, of which the kernel reads the first.)
+type ctOf struct {
+	key, register uint32
+	direction     byte
+}
+
+// Directions of a connection, and keys that x/sys lacks: addresses whose length
+// is known, without which nft could not print a key that contains them.
+const (
+	ctOriginal = 0
+	ctReply    = 1
+	ctSrcIP    = 19 // NFT_CT_SRC_IP
+	ctDstIP    = 20
+	ctSrcIP6   = 21
+	ctDstIP6   = 22
+)
+
+func (e ctOf) append(b []byte) []byte {
+	b = nfnetlink.AppendString(b, unix.NFTA_EXPR_NAME, "ct")
+	at := len(b)
+	b = nfnetlink.AppendNest(b, unix.NFTA_EXPR_DATA)
+	b = nfnetlink.AppendUint32(b, unix.NFTA_CT_DREG, e.register)
+	b = nfnetlink.AppendUint32(b, unix.NFTA_CT_KEY, e.key)
+	b = nfnetlink.AppendAttr(b, unix.NFTA_CT_DIRECTION, []byte{e.direction})
+	nfnetlink.EndNest(b, at)
+	return b
+}
 
 func join(parts ...rule) rule {
 	var out rule
@@ -465,17 +524,21 @@ func (l *rules) staticChains() []chain {
 			join(key, l.follow(setLocals)))
 	}
 	const pre, in, fwd, out, post = unix.NF_INET_PRE_ROUTING, unix.NF_INET_LOCAL_IN, unix.NF_INET_FORWARD, unix.NF_INET_LOCAL_OUT, unix.NF_INET_POST_ROUTING
+	postrouting := []rule{
+		join(rule{&expr.Meta{Key: expr.MetaKeyMARK, Register: r.src}}, maskNotZero(r.src, l.mark), l.changeMark(^l.mark, 0), masquerade),
+		join(l.rewritten(), l.loadSrc(r.src), l.loadDst(r.src+l.addrLen()/4), l.lookup(setHairpins, r.src), masquerade),
+	}
+	if l.counters {
+		// NAT chains see the first packet of a connection only.
+		postrouting = append([]rule{l.count(setConnections)}, postrouting...)
+	}
 	chains := []chain{
 		{chainReject, -1, 0, "", reject},
 		{chainServices, -1, 0, "", services},
 		{chainExternalLocal, -1, 0, "", policyLocal(l.front())},
 		{chainNodePortLocal, -1, 0, "", policyLocal(l.nodePortFront())},
 		// Masquerading comes before what makes packets need it.
-		{"nat-postrouting", post, prioritySrcNAT, "nat", []rule{
-			join(rule{&expr.Meta{Key: expr.MetaKeyMARK, Register: r.src}}, maskNotZero(r.src, l.mark), l.changeMark(^l.mark, 0), masquerade),
-			join(rule{&expr.Ct{Key: expr.CtKeySTATUS, Register: r.src}}, maskNotZero(r.src, ctStatusDstNAT),
-				l.loadSrc(r.src), l.loadDst(r.src+l.addrLen()/4), l.lookup(setHairpins, r.src), masquerade),
-		}},
+		{"nat-postrouting", post, prioritySrcNAT, "nat", postrouting},
 		{"filter-prerouting", pre, priorityBeforeDstNAT, "filter", ranges},
 		{"filter-output-first", out, priorityBeforeDstNAT, "filter", ranges},
 		{"filter-input", in, priorityFilter, "filter", append(input, noEndpoints)},
@@ -484,12 +547,44 @@ func (l *rules) staticChains() []chain {
 		{"nat-prerouting", pre, priorityDstNAT, "nat", []rule{jump(chainServices)}},
 		{"nat-output", out, priorityDstNAT, "nat", []rule{jump(chainServices)}},
 	}
+	if l.bytes {
+		// What this node forwards or sends, and what comes to it.
+		chains = append(chains,
+			chain{"traffic-postrouting", post, priorityFilter, "filter", []rule{l.count(setTraffic)}},
+			chain{"traffic-input", in, priorityFilter, "filter", []rule{l.count(setTraffic)}})
+	}
 	if dns := l.untrackedDNS(); len(dns) > 0 {
 		chains = append(chains,
 			chain{"raw-prerouting", pre, priorityRaw, "filter", dns},
 			chain{"raw-output", out, priorityRaw, "filter", dns})
 	}
 	return chains
+}
+
+// rewritten matches packets of connections that services were found for.
+func (l *rules) rewritten() rule {
+	return join(rule{&expr.Ct{Key: expr.CtKeySTATUS, Register: l.r.src}}, maskNotZero(l.r.src, ctStatusDstNAT))
+}
+
+// countFor is how long a counter stays after the last packet.
+const countFor = 24 * time.Hour
+
+// count adds the packet to what its front end and endpoint had.
+func (l *rules) count(set setID) rule {
+	r := &l.r
+	a := l.addrLen() / 4
+	src, dst := uint32(ctSrcIP), uint32(ctDstIP)
+	if l.v6 {
+		src, dst = ctSrcIP6, ctDstIP6
+	}
+	return join(l.rewritten(), rule{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: r.proto},
+		ctOf{dst, r.addr, ctOriginal},
+		ctOf{unix.NFT_CT_PROTO_DST, r.port, ctOriginal},
+		ctOf{src, r.port + 1, ctReply},
+		ctOf{unix.NFT_CT_PROTO_SRC, r.port + 1 + a, ctReply},
+		&expr.Dynset{SrcRegKey: r.proto, SetName: l.sets[set].name, Operation: unix.NFT_DYNSET_OP_UPDATE, Timeout: countFor, Exprs: []expr.Any{&expr.Counter{}}},
+	})
 }
 
 // untrackedDNS keeps queries to the DNS server of this node, and its answers,
@@ -572,9 +667,15 @@ func (b *batch) setRules(c *chain) error {
 		b.String(unix.NFTA_RULE_CHAIN, c.name)
 		list := b.Nest(unix.NFTA_RULE_EXPRESSIONS)
 		for _, e := range r {
-			data, err := expr.Marshal(b.family, e)
-			if err != nil {
-				return fmt.Errorf("encode a rule of chain %s: %w", c.name, err)
+			var data []byte
+			switch e := e.(type) {
+			case ctOf:
+				data = e.append(nil)
+			case expr.Any:
+				var err error
+				if data, err = expr.Marshal(b.family, e); err != nil {
+					return fmt.Errorf("encode a rule of chain %s: %w", c.name, err)
+				}
 			}
 			b.Attr(unix.NFTA_LIST_ELEM|nfnetlink.Nested, data)
 		}

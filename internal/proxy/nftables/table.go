@@ -39,7 +39,7 @@ type table struct {
 func newTable(c *nfnetlink.Conn, v6 bool, cfg *Config) *table {
 	t := &table{
 		conn:       c,
-		rules:      rules{v6: v6, r: registersOf(v6), sets: setSpecs(v6), plan: cfg.Rules, mark: 1 << cfg.MasqueradeBit},
+		rules:      rules{v6: v6, r: registersOf(v6), sets: setSpecs(v6), plan: cfg.Rules, mark: 1 << cfg.MasqueradeBit, counters: cfg.Counters, bytes: cfg.CountBytes},
 		fam:        unix.NFPROTO_IPV4,
 		services:   make(map[catalog.ServiceName]*service),
 		clusterIPs: make(map[netip.Addr]int),
@@ -107,7 +107,7 @@ func (t *table) skeleton() error {
 	w := t.begin()
 	w.addTable()
 	for id := range t.rules.sets {
-		if setID(id) != setAffinity {
+		if t.rules.made(setID(id)) {
 			w.addSet(uint32(id+1), &t.rules.sets[id])
 		}
 	}
