@@ -81,6 +81,7 @@ func (r *Registry) ready() error {
 			return err
 		}
 		cfg.QPS = -1 // no limit on this side
+		cfg.WarningHandler = rest.NoWarnings{}
 		cfg.ContentType = "application/vnd.kubernetes.protobuf"
 		client, err := kubernetes.NewForConfig(cfg)
 		if err != nil {

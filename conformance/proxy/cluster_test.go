@@ -58,7 +58,7 @@ type service struct {
 // ready endpoint on its own node:
 //
 //	notready, terminating, notserving, ready (beside terminating)
-//	at=NODE, zone=Z, node=N (hints), port=P, slice=K (another slice)
+//	at=NODE (or none), zone=Z, node=N (hints), port=P, slice=K (another slice)
 type words []string
 
 func (w words) value(key string) (string, bool) {
@@ -257,7 +257,9 @@ func endpoint(name string, w words, v6 bool) discoveryv1.Endpoint {
 	e := discoveryv1.Endpoint{
 		Addresses:  []string{address(name, v6).String()},
 		Conditions: discoveryv1.EndpointConditions{Ready: &ready, Serving: &serving, Terminating: &terminating},
-		NodeName:   &node,
+	}
+	if node != "" {
+		e.NodeName = &node
 	}
 	for _, h := range w {
 		if e.Hints == nil && (strings.HasPrefix(h, "zone=") || strings.HasPrefix(h, "node=")) {

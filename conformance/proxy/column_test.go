@@ -39,7 +39,13 @@ type column struct {
 	nodes []string          // that have a proxy
 
 	proxies map[string]*peer.Proxy // by node
-	flows   map[string]flow        // held open by a scenario
+	flows   map[string]*heldFlow   // held open by a scenario
+}
+
+// heldFlow is an open flow, and what it said first.
+type heldFlow struct {
+	flow
+	first string
 }
 
 // proxyConfig is the configuration of every proxy. The sync periods are short:
@@ -73,7 +79,7 @@ func newColumn(env *environment, k kind, name string, edit func(kind) string, no
 		return nil, err
 	}
 	c := &column{kind: k, world: w, env: env, dir: filepath.Join(env.dir, name, strings.ReplaceAll(k.String(), " ", "-")),
-		edit: edit, nodes: nodes, proxies: make(map[string]*peer.Proxy), flows: make(map[string]flow)}
+		edit: edit, nodes: nodes, proxies: make(map[string]*peer.Proxy), flows: make(map[string]*heldFlow)}
 	if err := os.MkdirAll(c.dir, 0o755); err != nil {
 		return nil, errors.Join(err, w.close())
 	}
@@ -134,7 +140,7 @@ func (c *column) close() {
 func (c *column) caughtUp(marker *service, port uint16, want string) error {
 	for _, node := range c.nodes {
 		for _, v6 := range []bool{false, true} {
-			q := question{from: c.world.spaces[node], proto: "tcp", to: netip.AddrPortFrom(marker.front("cluster", v6), port)}
+			q := question{from: c.world.spaces[node], proto: "tcp", to: netip.AddrPortFrom(marker.front("cluster", v6), port), wait: patience}
 			err := c.proxies[node].WaitFor("serving what the API holds", 60*time.Second, func() error {
 				if o := q.ask(1); !strings.HasPrefix(o, want+"(") {
 					return fmt.Errorf("the marker at %s: %s, want %s", q.to, o, want)

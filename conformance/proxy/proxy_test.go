@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -16,6 +17,8 @@ func TestProxy(t *testing.T) {
 			chosen = append(chosen, s)
 		}
 	}
+	long := strings.Repeat("long", 16)[:63]
+	r.cluster.services["long"] = &service{namespace: long, name: long, index: 249, options: "long", endpoints: "a1"}
 	r.start("main", nil, "n1", "n2")
 	t.Cleanup(r.stop)
 	r.run(chosen)

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -16,6 +17,11 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/rest"
 
 	"github.com/rutter-project/rutter/conformance/peer"
 )
@@ -41,14 +47,16 @@ type scenario struct {
 // step is a change and what is seen after it.
 type step struct {
 	what      string
-	service   string // option words from now on; empty: as before
-	endpoints string // endpoint words from now on; empty: as before, "none": none
-	remove    bool   // the service is deleted
-	// act does something else, in each column. The proxies need not have seen
-	// all changes afterwards, if blind is set.
-	act   func(*column) error
-	also  func(*runner) error // once, to the API
+	service   string              // option words from now on; empty: as before
+	endpoints string              // endpoint words from now on; empty: as before, "none": none
+	remove    bool                // the service is deleted
+	act       func(*column) error // before, in each column
+	also      func(*runner) error // with the change, to the API
+	// blind: the proxies need not have seen the change before the paths are
+	// asked. pause is the time that they get to do something, where they are
+	// expected to do nothing.
 	blind bool
+	pause time.Duration
 	paths []path
 }
 
@@ -195,6 +203,7 @@ func newRunner(t *testing.T) *runner {
 		kubeProxy: findProgram(t, "KUBE_PROXY_BIN", "peers/kube-proxy"),
 	}
 	registry := findProgram(t, "RUTTER_REGISTRY_BIN", "rutter-registry")
+	rest.SetDefaultWarningHandler(rest.NoWarnings{}) // externalIPs are deprecated
 	var err error
 	env.registry, err = peer.StartRegistry(registry, env.dir, "--service-cidr", serviceCIDRs, "--pod-cidr", podCIDRs)
 	if err != nil {
@@ -301,10 +310,11 @@ func (r *runner) run(scenarios []scenario) {
 			continue
 		}
 		for _, step := range s.steps {
-			r.each(1, func(int) error { return r.change(s, step) })
 			if step.act != nil {
 				r.each(len(r.columns), func(i int) error { return step.act(r.columns[i]) })
 			}
+			r.each(1, func(int) error { return r.change(s, step) })
+			time.Sleep(step.pause)
 			if !step.blind {
 				r.barrier(2)
 			}
@@ -436,21 +446,29 @@ var asks = map[int]int{0: 3, 1: 3, 2: 26, 3: 44, 4: 64, 5: 84, 6: 104}
 // observe asks a row's question.
 func (r *runner) observe(c *column, row row) (string, error) {
 	key := fmt.Sprint(row.scenario, row.flow, row.proto, row.v6)
-	if row.how == "again" {
+	if row.how == "again" || row.how == "same" {
 		r.mu.Lock()
 		f := c.flows[key]
 		r.mu.Unlock()
 		if f == nil {
 			return "no such flow", nil
 		}
-		return answer(f), nil
+		seen := answer(f.flow)
+		if row.how == "same" && seen == f.first {
+			seen = "same"
+		}
+		return seen, nil
 	}
 	svc, to, err := r.target(c, row)
 	if err != nil {
 		return "", err
 	}
 	from, _, _ := strings.Cut(row.from, ".")
-	q := question{from: c.world.spaces[from], proto: row.proto, to: to}
+	want, _ := row.expected(c.kind)
+	q := question{from: c.world.spaces[from], proto: row.proto, to: to, wait: patience}
+	if want != silence || row.proto == "tcp" && row.v6 {
+		q.wait = longPatience
+	}
 	if from == "out" {
 		q.local = address(row.from, row.v6)
 	}
@@ -465,17 +483,26 @@ func (r *runner) observe(c *column, row row) (string, error) {
 	case "health":
 		return q.status(), nil
 	case "open":
-		f, err := q.from.dial(q.proto, q.local, q.to)
+		f, err := q.from.dial(q)
 		if err != nil {
 			return outcomeOf(err), nil
 		}
+		seen := answer(f)
 		r.mu.Lock()
 		if old := c.flows[key]; old != nil {
 			defer old.Close()
 		}
-		c.flows[key] = f
+		c.flows[key] = &heldFlow{f, seen}
 		r.mu.Unlock()
-		return answer(f), nil
+		if row.want == "answer" && strings.HasSuffix(seen, ")") {
+			seen = "answer"
+		}
+		return seen, nil
+	case "clients after a pause":
+		time.Sleep(1300 * time.Millisecond) // longer than the timeout of the affinity
+		fallthrough
+	case "clients":
+		return q.clients(), nil
 	}
 	return "", fmt.Errorf("a row cannot %q", row.how)
 }
@@ -534,3 +561,35 @@ func why(deviation string) string {
 func matches(pattern, s string) bool {
 	return pattern == "" || regexp.MustCompile(pattern).MatchString(s)
 }
+
+// zone moves a node into another zone.
+func zone(node, zone string) func(*runner) error {
+	return func(r *runner) error {
+		patch := fmt.Sprintf(`{"metadata":{"labels":{%q:%q}}}`, corev1.LabelTopologyZone, zone)
+		_, err := r.cluster.client.CoreV1().Nodes().Patch(r.ctx, node, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{})
+		return err
+	}
+}
+
+// flush removes everything in n1's nftables, which is also where iptables keeps
+// its rules.
+func flush(c *column) error {
+	return c.world.spaces["n1"].Do(func() error {
+		if out, err := exec.Command("nft", "flush", "ruleset").CombinedOutput(); err != nil {
+			return fmt.Errorf("nft flush ruleset: %w: %s", err, out)
+		}
+		return nil
+	})
+}
+
+// createLong makes the service whose names are all as long as they may be.
+func createLong(r *runner) error {
+	s := r.cluster.services["long"]
+	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: s.namespace}}
+	if _, err := r.cluster.client.CoreV1().Namespaces().Create(r.ctx, ns, metav1.CreateOptions{}); err != nil {
+		return err
+	}
+	return r.cluster.put(r.ctx, s)
+}
+
+func removeLong(r *runner) error { return r.cluster.remove(r.ctx, r.cluster.services["long"]) }

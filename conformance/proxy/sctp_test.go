@@ -84,22 +84,23 @@ func sctpPacket(src, dst uint16, tag uint32, kind byte, word string) []byte {
 type sctpConn struct {
 	*net.IPConn
 	src, dst uint16
+	wait     time.Duration
 }
 
-func dialSCTP(local netip.Addr, to netip.AddrPort) (*sctpConn, error) {
+func dialSCTP(q question) (flow, error) {
 	network := "ip4:132"
-	if to.Addr().Is6() {
+	if q.to.Addr().Is6() {
 		network = "ip6:132"
 	}
 	d := net.Dialer{}
-	if local.IsValid() {
-		d.LocalAddr = &net.IPAddr{IP: local.AsSlice()}
+	if q.local.IsValid() {
+		d.LocalAddr = &net.IPAddr{IP: q.local.AsSlice()}
 	}
-	c, err := d.Dial(network, to.Addr().String())
+	c, err := d.Dial(network, q.to.Addr().String())
 	if err != nil {
 		return nil, err
 	}
-	return &sctpConn{c.(*net.IPConn), uint16(20000 + rand.IntN(10000)), to.Port()}, nil
+	return &sctpConn{c.(*net.IPConn), uint16(20000 + rand.IntN(10000)), q.to.Port(), q.wait}, nil
 }
 
 // ask sends an INIT and returns the word in the INIT ACK.
@@ -107,7 +108,7 @@ func (c *sctpConn) ask() (string, error) {
 	if _, err := c.Write(sctpPacket(c.src, c.dst, 0, sctpInit, "")); err != nil {
 		return "", err
 	}
-	_ = c.SetReadDeadline(time.Now().Add(patience))
+	_ = c.SetReadDeadline(time.Now().Add(c.wait))
 	buf := make([]byte, 2048)
 	for {
 		n, _, err := c.ReadFrom(buf) // without the IP header, which Read leaves in
