@@ -232,7 +232,14 @@ func (s state) add() error {
 		}
 	}
 	for _, a := range s.Locals {
-		if err := netlink.RouteAdd(localRoute(lo, a)); err != nil && !errors.Is(err, unix.EEXIST) {
+		var err error
+		if a.Is4() {
+			err = netlink.RouteAdd(localRoute(lo, a))
+		} else {
+			// A local route is not enough for bind(2) in IPv6.
+			err = netlink.AddrReplace(lo, localAddr(a))
+		}
+		if err != nil && !errors.Is(err, unix.EEXIST) {
 			return fmt.Errorf("making %s a local address: %w", a, err)
 		}
 	}
@@ -247,7 +254,13 @@ func (s state) remove() error {
 	}
 	var errs []error
 	for _, a := range s.Locals {
-		if err := netlink.RouteDel(localRoute(lo, a)); !absent(err) {
+		var err error
+		if a.Is4() {
+			err = netlink.RouteDel(localRoute(lo, a))
+		} else {
+			err = netlink.AddrDel(lo, localAddr(a))
+		}
+		if !absent(err) {
 			errs = append(errs, fmt.Errorf("removing the local address %s: %w", a, err))
 		}
 	}
@@ -267,6 +280,10 @@ func (s state) remove() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+func localAddr(a netip.Addr) *netlink.Addr {
+	return &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(a, a.BitLen())), Flags: unix.IFA_F_NODAD}
 }
 
 func absent(err error) bool {

@@ -73,9 +73,9 @@ func Pause() error {
 func (c *pauseConfig) keepFiles(lifeline, mounts int) error {
 	// The event comes while the kernel still takes the mount away, and a file
 	// may be missing for a while: looked at again until all is well a few times
-	// in a row.
-	const again, enough = 50, 4 // ms, times
-	well := 0
+	// in a row, ever more seldom.
+	const first, last, enough = 50, 1600, 4 // ms, ms, times
+	again, well := first, 0
 	fds := []unix.PollFd{
 		{Fd: int32(lifeline), Events: unix.POLLIN},
 		{Fd: int32(mounts), Events: unix.POLLPRI}, // the mounts changed, proc(5)
@@ -91,9 +91,9 @@ func (c *pauseConfig) keepFiles(lifeline, mounts int) error {
 		if fds[0].Revents != 0 {
 			return nil
 		}
-		well++
+		well, again = well+1, min(2*again, last)
 		if fds[1].Revents != 0 {
-			well = 0
+			well, again = 0, first
 		}
 		for target, source := range c.Files {
 			if !sameFile(target, source) {
