@@ -62,9 +62,10 @@ func CheckCollision(what, flag string, cidrs ...netip.Prefix) error {
 	return nil
 }
 
-// ours tells the gateway's address, which Setup puts on lo.
+// ours tells what Setup puts on lo: the gateway's address and, in IPv6, the
+// local ones, which nothing distinguishes from somebody else's.
 func ours(link string, have, cidr netip.Prefix) bool {
-	return link == "lo" && have.IsSingleIP() && have.Addr() == cidr.Masked().Addr().Next()
+	return link == "lo" && have.IsSingleIP() && (have.Addr().Is6() || have.Addr() == cidr.Masked().Addr().Next())
 }
 
 func prefix(ip []byte, mask []byte) netip.Prefix {

@@ -93,7 +93,7 @@ func TestSetupAndTeardown(t *testing.T) {
 		"local 169.254.20.10 dev lo table local proto 82 scope host",
 		"local 10.96.0.10 dev lo table local proto 82 scope host",
 		"fd00:10:96::/112 dev lo proto 82 src fd00:10:244:7::1",
-		"local fd00:10:96::a dev lo table local proto 82",
+		"inet6 fd00:10:96::a/128 scope global nodad",
 		"\n1\n1\n2\n", // forwarding on, and the lan still takes advertisements
 		"ip saddr 10.244.7.0/24 masquerade fully-random",
 		"ip6 saddr fd00:10:244:7::/64 masquerade fully-random",
