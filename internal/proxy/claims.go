@@ -55,7 +55,7 @@ func newClaims() *claims {
 func (c *claims) settle(s *plan.Service) (losers, heirs []catalog.ServiceName) {
 	before := c.held[s.Name]
 	var have []frontEnd
-	get := func(f frontEnd, r rank) bool {
+	prune(s, func(f frontEnd, r rank) bool {
 		if o, taken := c.owners[f]; taken && o.name != s.Name {
 			if o.rank >= r {
 				c.wait(f, s.Name)
@@ -67,49 +67,16 @@ func (c *claims) settle(s *plan.Service) (losers, heirs []catalog.ServiceName) {
 		c.owners[f] = owner{s.Name, r}
 		have = append(have, f)
 		return true
-	}
-	lost := func(what string) { s.Skipped = append(s.Skipped, plan.Skip{What: what, Reason: plan.ReasonConflict}) }
-	kept := s.Ports[:0]
-	for _, p := range s.Ports {
-		proto := p.Protocol
-		if !get(frontEnd{p.ClusterIP.Addr(), p.ClusterIP.Port(), proto}, rankClusterIP) {
-			lost(p.ClusterIP.String())
-			continue
-		}
-		refuse := func(e plan.External) bool {
-			r := rankExternalIP
-			if e.LoadBalancer {
-				r = rankLoadBalancer
-			}
-			ok := get(frontEnd{e.Addr, p.ClusterIP.Port(), proto}, r)
-			if !ok {
-				lost(netip.AddrPortFrom(e.Addr, p.ClusterIP.Port()).String())
-			}
-			return !ok
-		}
-		// The ports of a service share the list.
-		if i := slices.IndexFunc(p.External, refuse); i >= 0 {
-			p.External = append(slices.Clone(p.External[:i]), slices.DeleteFunc(slices.Clone(p.External[i+1:]), refuse)...)
-		}
-		if p.NodePort != 0 && !get(frontEnd{unspecified(p.Is6()), p.NodePort, proto}, rankNodePort) {
-			lost("node port")
-			p.NodePort = 0
-		}
-		p.ExternalLocal = p.ExternalLocal && p.ExternallyAccessible()
-		kept = append(kept, p)
-	}
-	s.Ports = kept
+	})
 	for _, f := range before {
-		if slices.Contains(have, f) {
+		if slices.Contains(have, f) || c.owners[f].name != s.Name {
 			continue
 		}
-		if c.owners[f].name == s.Name {
-			delete(c.owners, f)
-			for name := range c.waiting[f] {
-				heirs = append(heirs, name)
-			}
-			delete(c.waiting, f)
+		delete(c.owners, f)
+		for name := range c.waiting[f] {
+			heirs = append(heirs, name)
 		}
+		delete(c.waiting, f)
 	}
 	if len(have) == 0 {
 		delete(c.held, s.Name)
@@ -117,6 +84,46 @@ func (c *claims) settle(s *plan.Service) (losers, heirs []catalog.ServiceName) {
 		c.held[s.Name] = have
 	}
 	return losers, heirs
+}
+
+// asHeld takes out of the plan what another service has.
+func (c *claims) asHeld(s *plan.Service) {
+	prune(s, func(f frontEnd, _ rank) bool { return c.owners[f].name == s.Name })
+}
+
+// prune takes the front ends out of the plan that may refuses, and notes them
+// as skipped.
+func prune(s *plan.Service, may func(frontEnd, rank) bool) {
+	lost := func(what string) { s.Skipped = append(s.Skipped, plan.Skip{What: what, Reason: plan.ReasonConflict}) }
+	kept := s.Ports[:0]
+	for _, p := range s.Ports {
+		if !may(frontEnd{p.ClusterIP.Addr(), p.ClusterIP.Port(), p.Protocol}, rankClusterIP) {
+			lost(p.ClusterIP.String())
+			continue
+		}
+		refused := func(e plan.External) bool {
+			r := rankExternalIP
+			if e.LoadBalancer {
+				r = rankLoadBalancer
+			}
+			ok := may(frontEnd{e.Addr, p.ClusterIP.Port(), p.Protocol}, r)
+			if !ok {
+				lost(netip.AddrPortFrom(e.Addr, p.ClusterIP.Port()).String())
+			}
+			return !ok
+		}
+		// The ports of a service share the list: it is not to be written to.
+		if i := slices.IndexFunc(p.External, refused); i >= 0 {
+			p.External = append(slices.Clone(p.External[:i]), slices.DeleteFunc(slices.Clone(p.External[i+1:]), refused)...)
+		}
+		if p.NodePort != 0 && !may(frontEnd{unspecified(p.Is6()), p.NodePort, p.Protocol}, rankNodePort) {
+			lost("node port")
+			p.NodePort = 0
+		}
+		p.ExternalLocal = p.ExternalLocal && p.ExternallyAccessible()
+		kept = append(kept, p)
+	}
+	s.Ports = kept
 }
 
 // owner tells whose front end an address and port is; of a node's address, whose

@@ -323,10 +323,11 @@ func (p *Proxy) Walk(pkt plan.Packet) (plan.Result, error) {
 	var services []plan.Service
 	planner := p.planner()
 	p.cat.Services(func(n catalog.ServiceName, e catalog.Entry) bool {
-		services = append(services, planner.Service(n, &e))
+		s := planner.Service(n, &e)
+		p.claims.asHeld(&s)
+		services = append(services, s)
 		return true
 	})
-	slices.SortFunc(services, func(a, b plan.Service) int { return compareNames(a.Name, b.Name) })
 	return plan.NewTable(p.rulesNow, addrs, services).Walk(pkt), nil
 }
 

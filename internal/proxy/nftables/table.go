@@ -219,20 +219,19 @@ func (t *table) run(ctx context.Context, changes []change) ([]Refusal, error) {
 	return refused, nil
 }
 
-// size bounds the bytes a change takes in a transaction.
+// size bounds the bytes that a change takes in a transaction.
 func (c *change) size() int {
-	n := 256 + 128*len(c.localDiff())
+	const header, addrs = 256, 128 // of messages; of an entry of the shared sets
+	n := header
+	for _, s := range []*service{c.old, c.new} {
+		if s != nil {
+			n += addrs * (len(s.local) + 1)
+		}
+	}
 	for i := range c.ops {
 		n += int(c.ops[i].to-c.ops[i].from) + 4
 	}
 	return n
-}
-
-func (c *change) localDiff() []netip.Addr {
-	if c.new == nil {
-		return nil
-	}
-	return c.new.local
 }
 
 // commit carries out changes in one transaction. If the kernel refuses it the
