@@ -12,9 +12,9 @@ import (
 	"github.com/rutter-project/rutter/internal/proxy"
 )
 
-// events posts Event objects. One that cannot be posted is only logged: nothing
+// Events posts Event objects. One that cannot be posted is only logged: nothing
 // may wait for it.
-type events struct {
+type Events struct {
 	client *kubeapi.Client
 	node   string
 	log    *slog.Logger
@@ -22,19 +22,21 @@ type events struct {
 	last   map[proxy.Event]time.Time
 }
 
-func newEvents(client *kubeapi.Client, node string, log *slog.Logger) *events {
-	return &events{client: client, node: node, log: log, queue: make(chan proxy.Event, 64), last: make(map[proxy.Event]time.Time)}
+// NewEvents makes a queue of events of a node; Run posts them.
+func NewEvents(client *kubeapi.Client, node string, log *slog.Logger) *Events {
+	return &Events{client: client, node: node, log: log, queue: make(chan proxy.Event, 64), last: make(map[proxy.Event]time.Time)}
 }
 
-// post queues an event, or forgets it if too many wait.
-func (e *events) post(ev proxy.Event) {
+// Post queues an event, or forgets it if too many wait.
+func (e *Events) Post(ev proxy.Event) {
 	select {
 	case e.queue <- ev:
 	default:
 	}
 }
 
-func (e *events) run(ctx context.Context) {
+// Run posts what is queued until ctx is done.
+func (e *Events) Run(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
@@ -46,7 +48,7 @@ func (e *events) run(ctx context.Context) {
 }
 
 // flush posts what is queued.
-func (e *events) flush(ctx context.Context) {
+func (e *Events) flush(ctx context.Context) {
 	for len(e.queue) > 0 {
 		e.send(ctx, <-e.queue)
 	}
@@ -55,7 +57,7 @@ func (e *events) flush(ctx context.Context) {
 // The same event is told once in this time.
 const eventEvery = 10 * time.Minute
 
-func (e *events) send(ctx context.Context, ev proxy.Event) {
+func (e *Events) send(ctx context.Context, ev proxy.Event) {
 	now := time.Now()
 	if now.Sub(e.last[ev]) < eventEvery {
 		return

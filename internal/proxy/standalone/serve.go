@@ -19,8 +19,8 @@ import (
 // How long until an address that is taken is tried again.
 const bindEvery = 5 * time.Second
 
-// serve starts the servers of healthz and of metrics.
-func serve(ctx context.Context, loops *sync.WaitGroup, o Options, p *proxy.Proxy, registry *prometheus.Registry, events *events) error {
+// Serve starts the servers of healthz and of metrics.
+func Serve(ctx context.Context, loops *sync.WaitGroup, o Options, p *proxy.Proxy, registry *prometheus.Registry, events *Events) error {
 	for _, s := range []struct {
 		address, reason string
 		handler         http.Handler
@@ -33,7 +33,7 @@ func serve(ctx context.Context, loops *sync.WaitGroup, o Options, p *proxy.Proxy
 		}
 		listener, err := net.Listen("tcp", s.address)
 		if err != nil {
-			events.post(proxy.Event{Warning: true, Reason: s.reason, Action: "StartKubeProxy", Note: err.Error()})
+			events.Post(proxy.Event{Warning: true, Reason: s.reason, Action: "StartKubeProxy", Note: err.Error()})
 			if o.Config.BindAddressHardFail {
 				events.flush(ctx)
 				return fmt.Errorf("listen on %s (bindAddressHardFail is set): %w", s.address, err)

@@ -83,9 +83,9 @@ func Run(ctx context.Context, o Options) error {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	cat := catalog.New(catalog.Services | catalog.EndpointSlices | catalog.Nodes)
-	events := newEvents(client, node, o.Log)
+	events := NewEvents(client, node, o.Log)
 	cfg := o.Config.Proxy()
-	cfg.Node, cfg.Logger, cfg.Registerer, cfg.Event = node, o.Log, registry, events.post
+	cfg.Node, cfg.Logger, cfg.Registerer, cfg.Event = node, o.Log, registry, events.Post
 	p, err := proxy.New(cat, cfg)
 	if err != nil {
 		return err
@@ -95,7 +95,7 @@ func Run(ctx context.Context, o Options) error {
 	}
 	defer p.Close()
 
-	if err := serve(ctx, &loops, o, p, registry, events); err != nil {
+	if err := Serve(ctx, &loops, o, p, registry, events); err != nil {
 		return err
 	}
 	source, err := kube.New(kube.Config{REST: api, Kinds: catalog.Services | catalog.EndpointSlices | catalog.Nodes, Log: o.Log}, cat)
@@ -103,8 +103,8 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	loops.Go(func() { source.Run(ctx) })
-	loops.Go(func() { events.run(ctx) })
-	loops.Go(func() { watchServiceCIDRs(ctx, api, p, o.Log) })
+	loops.Go(func() { events.Run(ctx) })
+	loops.Go(func() { WatchServiceCIDRs(ctx, api, p, o.Log) })
 	if o.File != "" {
 		loops.Go(func() {
 			if watchFile(ctx, o.File) {
@@ -112,7 +112,7 @@ func Run(ctx context.Context, o Options) error {
 			}
 		})
 	}
-	events.post(proxy.Event{Reason: "Starting", Action: "StartKubeProxy"})
+	events.Post(proxy.Event{Reason: "Starting", Action: "StartKubeProxy"})
 	o.Log.Info("the service proxy runs", "node", node, "api", api.Host)
 	follow(ctx, cat, p, o.Log)
 	if cause := context.Cause(ctx); errors.Is(cause, ErrChanged) {
@@ -202,9 +202,9 @@ func watchFile(ctx context.Context, path string) bool {
 // How often the service CIDRs are read. They change once in a cluster's life.
 const cidrsEvery = time.Minute
 
-// watchServiceCIDRs tells the proxy the ranges of cluster IPs. API servers that
+// WatchServiceCIDRs tells the proxy the ranges of cluster IPs. API servers that
 // do not have the objects, or do not show them, leave it without.
-func watchServiceCIDRs(ctx context.Context, api *rest.Config, p *proxy.Proxy, log *slog.Logger) {
+func WatchServiceCIDRs(ctx context.Context, api *rest.Config, p *proxy.Proxy, log *slog.Logger) {
 	client, err := rest.HTTPClientFor(api)
 	if err != nil {
 		log.Warn("service CIDRs are not read", "err", err)
