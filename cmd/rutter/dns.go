@@ -23,6 +23,7 @@ import (
 	"github.com/rutter-project/rutter/internal/dns/plugin"
 	"github.com/rutter-project/rutter/internal/dns/plugin/order"
 	"github.com/rutter-project/rutter/internal/dns/server"
+	"github.com/rutter-project/rutter/internal/heap"
 	"github.com/rutter-project/rutter/internal/version"
 )
 
@@ -120,6 +121,9 @@ func (f *dnsFlags) run(ctx context.Context, out io.Writer) error {
 	if err != nil {
 		return err
 	}
+	tuned, stop := context.WithCancel(context.Background())
+	defer stop()
+	go heap.Tune(tuned, 48<<20)
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, unix.SIGINT, unix.SIGUSR1, unix.SIGQUIT, unix.SIGHUP)
 	defer signal.Stop(signals)
