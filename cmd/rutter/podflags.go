@@ -102,6 +102,9 @@ func (j *job) complete(command []string) (err error) {
 	if j.Spec.Readiness, err = j.parseReadiness(); err != nil {
 		return usageError{err}
 	}
+	if err := j.Spec.Complete(); err != nil {
+		return usageError{err}
+	}
 	return nil
 }
 

@@ -31,6 +31,7 @@ func newRunCommand() *cobra.Command {
 		Long: `Runs COMMAND on this host as a pod: in a network namespace of its own, with an
 address from the node's pod CIDR, cluster DNS in /etc/resolv.conf and the
 services' environment variables, registered in the API so that services find it.
+Files, users and everything else are the host's.
 
 The exit code is the command's; 128 + N if signal N killed it.`,
 		Example: `  rutter run -it --rm --name curl -- bash

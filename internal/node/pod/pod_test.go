@@ -540,6 +540,17 @@ while True:
 				t.Fatal(err)
 			}
 			is(corev1.ConditionFalse)
+			eventually(t, "events for kubectl describe", func() bool {
+				list, err := f.admin.Events("default").List(t.Context(), metav1.ListOptions{FieldSelector: "involvedObject.uid=" + string(r.pod.uid)})
+				if err != nil {
+					t.Fatal(err)
+				}
+				reasons := make(map[string]bool)
+				for _, e := range list.Items {
+					reasons[e.Reason] = true
+				}
+				return reasons[reasonStarted] && reasons[reasonUnhealthy]
+			})
 			r.pod.Stop(0)
 			<-r.done
 		})

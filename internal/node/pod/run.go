@@ -81,6 +81,7 @@ type Pod struct {
 
 	process *sandbox.Child
 	control *control
+	events  *events
 	logDone chan error // the log has been written to its end; nil without one
 	// signalled is set when the end was asked for by a signal or a stop: the
 	// pod is then taken out of the API whatever Spec.Remove says.
@@ -133,6 +134,7 @@ func (p *Pod) supervise(ctx context.Context) (Exit, error) {
 		watch.run(background, func(grace time.Duration, gone bool) { p.ask(stopRequest{grace, true, gone}) })
 	})
 	tasks.Go(func() { p.control.serve(background) })
+	tasks.Go(func() { p.events.run(background) })
 	probing, stopProbing := context.WithCancel(background)
 	p.startProbes(probing, &tasks)
 
@@ -183,6 +185,7 @@ func (p *Pod) untilEnd(ctx context.Context) (exit Exit, gone bool) {
 // endpoints are marked terminating, and nothing new is sent there.
 func (p *Pod) terminate(ctx context.Context, grace time.Duration, known bool) {
 	p.record(func(r *sandbox.Record) { r.Phase = "Terminating" })
+	p.events.add(corev1.EventTypeNormal, reasonKilling, fmt.Sprintf("Stopping process with a grace period of %s", grace))
 	if grace == 0 {
 		return
 	}
@@ -253,6 +256,9 @@ func (p *Pod) startProbes(ctx context.Context, tasks *sync.WaitGroup) {
 				}
 			})
 			p.record(func(r *sandbox.Record) { r.Ready = ready })
+			if !ready {
+				p.events.add(corev1.EventTypeWarning, reasonUnhealthy, "Readiness probe failed: "+why)
+			}
 		})
 	})
 }

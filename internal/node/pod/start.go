@@ -84,6 +84,7 @@ func (p *Pod) start(ctx context.Context, stdio Stdio) (err error) {
 		}
 	})
 	p.uid, p.box.Record.UID = object.UID, string(object.UID)
+	p.events = newEvents(p.cfg.Client, object, p.cfg.NodeName, p.log)
 	if p.env, err = p.environment(waiting); err != nil {
 		return err
 	}
@@ -109,6 +110,7 @@ func (p *Pod) start(ctx context.Context, stdio Stdio) (err error) {
 			s.unready = "not probed yet"
 		}
 	})
+	p.events.add(corev1.EventTypeNormal, reasonStarted, "Started process "+p.spec.Command[0])
 	p.record(func(r *sandbox.Record) { r.Phase, r.Ready = string(corev1.PodRunning), p.status.isReady() })
 	// A first attempt here, so that a pod that runs is usually known to run;
 	// the sender repeats it.
@@ -289,6 +291,7 @@ func (p *Pod) files(node *corev1.Node) (sandbox.Files, error) {
 	}
 	for _, note := range more {
 		p.cfg.Progress("DNS: " + note)
+		p.events.add(corev1.EventTypeWarning, reasonDNSConfig, note)
 	}
 	nsswitch, err := os.ReadFile("/etc/nsswitch.conf")
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
