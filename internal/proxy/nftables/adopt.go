@@ -62,6 +62,8 @@ func (t *table) adopt(ctx context.Context, want []plan.Service) ([]Refusal, erro
 	maps.DeleteFunc(t.numbers, func(_ uint32, used bool) bool { return !used })
 	changes = append(changes, t.nodePortAddrs(held), t.leftover(held))
 	refused, err := t.run(ctx, changes)
+	t.b.release()
+	t.w.Buf = nil
 	if err != nil {
 		return refused, err
 	}

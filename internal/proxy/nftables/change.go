@@ -51,6 +51,10 @@ type builder struct {
 
 func (w *builder) reset() { w.arena, w.ops = w.arena[:0], w.ops[:0] }
 
+// release gives back the memory that going through everything took; changes
+// need little.
+func (w *builder) release() { w.arena, w.ops = nil, nil }
+
 // put records an operation; encode appends its list entry to the arena.
 func (w *builder) put(set setID, add bool, ph phase, pair bool, encode func(b []byte) []byte) {
 	from := uint32(len(w.arena))

@@ -103,3 +103,29 @@ func TestBigService(t *testing.T) {
 		}
 	}
 }
+
+// A chain that the kernel refuses keeps out who needs it, and nobody else.
+func TestRefusedChain(t *testing.T) {
+	d := openWalk(t, testnet.New(t, "chain"))
+	tab := d.tables[0]
+	impossible := spread{front: clusterIPFront, n: 0} // numgen of modulus 0
+	tab.spreads[impossible] = -1
+	services := fleet(50, 3)
+	for i := range services {
+		services[i].Ports[0].Cluster = services[i].Ports[0].Cluster[:1+i%3]
+	}
+	if refused, err := d.Apply(context.Background(), services); err != nil || len(refused) > 0 {
+		t.Fatal(refused, err)
+	}
+	if n := len(kernelState(t, d)[0][setServices]); n != 50 {
+		t.Errorf("%d of 50 services are in the kernel", n)
+	}
+	missing, err := tab.makeSpreads()
+	if err != nil || len(missing) != 1 || missing[impossible] == nil {
+		t.Errorf("missing %v, %v", missing, err)
+	}
+	one := tab.services[services[2].Name]
+	if err := one.needs(map[spread]error{{front: clusterIPFront, marking: markOffCluster, n: 3}: missing[impossible]}); err == nil {
+		t.Error("a service does not need the chain that it goes to")
+	}
+}

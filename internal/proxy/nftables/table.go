@@ -123,41 +123,72 @@ func (t *table) skeleton() error {
 	return t.conn.Commit(&w.Batch)
 }
 
-// makeSpreads makes the chains that were found wanting.
-func (t *table) makeSpreads() error {
+// makeSpreads makes the chains that were found wanting. It returns those that
+// the kernel refuses.
+func (t *table) makeSpreads() (refused map[spread]error, err error) {
 	var missing []spread
-	affinity := false
 	for s, n := range t.spreads {
 		if n < 0 {
 			missing = append(missing, s)
-			affinity = affinity || s.affinity != 0
 		}
-	}
-	if len(missing) == 0 {
-		return nil
 	}
 	// A transaction's size is bounded; a chain is at most 3 kB.
 	for part := range slices.Chunk(missing, 32) {
-		w := t.begin()
-		if affinity && !t.affinity {
-			w.addSet(uint32(setAffinity+1), &t.rules.sets[setAffinity])
-		}
-		for _, s := range part {
-			c := t.rules.spreadChain(s)
-			w.addChain(&c)
-			if err := w.setRules(&c); err != nil {
-				return err
+		err := t.commitSpreads(part)
+		for i := 0; err != nil && i < len(part); i++ {
+			// One at fault must not keep the others out.
+			var refusal *nfnetlink.Error
+			switch err := t.commitSpreads(part[i : i+1]); {
+			case err == nil:
+			case !errors.As(err, &refusal) || refusal.Errno == unix.EPERM:
+				return nil, fmt.Errorf("make the chains that spread connections: %w", err)
+			default:
+				if refused == nil {
+					refused = make(map[spread]error)
+				}
+				refused[part[i]] = fmt.Errorf("make chain %s: %w", part[i].name(), err)
 			}
 		}
-		if err := t.conn.Commit(&w.Batch); err != nil {
-			return fmt.Errorf("make the chains that spread connections: %w", err)
-		}
-		t.affinity = t.affinity || affinity
-		for _, s := range part {
-			t.spreads[s] = 0
+	}
+	return refused, nil
+}
+
+func (t *table) commitSpreads(list []spread) error {
+	w := t.begin()
+	affinity := slices.ContainsFunc(list, func(s spread) bool { return s.affinity != 0 })
+	if affinity && !t.affinity {
+		w.addSet(uint32(setAffinity+1), &t.rules.sets[setAffinity])
+	}
+	for _, s := range list {
+		c := t.rules.spreadChain(s)
+		w.addChain(&c)
+		if err := w.setRules(&c); err != nil {
+			return err
 		}
 	}
+	if err := t.conn.Commit(&w.Batch); err != nil {
+		return err
+	}
+	t.affinity = t.affinity || affinity
+	for _, s := range list {
+		t.spreads[s] = 0
+	}
 	return nil
+}
+
+// needs returns why one of the chains that the service goes to is missing.
+func (s *service) needs(missing map[spread]error) (err error) {
+	if s == nil {
+		return nil
+	}
+	for i := range s.ports {
+		s.ports[i].elements(func(element) {}, func(sp spread) {
+			if e, ok := missing[sp]; ok {
+				err = e
+			}
+		})
+	}
+	return err
 }
 
 // Refusal is a service that the kernel would not take.
@@ -192,10 +223,21 @@ func order(c change) int {
 
 // run carries changes out in transactions of bounded size.
 func (t *table) run(ctx context.Context, changes []change) ([]Refusal, error) {
-	if err := t.makeSpreads(); err != nil {
+	missing, err := t.makeSpreads()
+	if err != nil {
 		return nil, err
 	}
 	var refused []Refusal
+	if len(missing) > 0 {
+		changes = slices.DeleteFunc(changes, func(c change) bool {
+			err := c.new.needs(missing)
+			if err != nil {
+				t.freeNumbers(c.new, c.old)
+				refused = append(refused, Refusal{c.name, err})
+			}
+			return err != nil
+		})
+	}
 	for len(changes) > 0 {
 		if err := ctx.Err(); err != nil {
 			return refused, err

@@ -107,7 +107,7 @@ func Run(ctx context.Context, o Options) error {
 	loops.Go(func() { WatchServiceCIDRs(ctx, api, p, o.Log) })
 	if o.File != "" {
 		loops.Go(func() {
-			if watchFile(ctx, o.File) {
+			if WatchFile(ctx, o.File) {
 				cancel(ErrChanged)
 			}
 		})
@@ -181,9 +181,9 @@ func oomScore(o Options) {
 // inode, also sees a ConfigMap volume's symbolic link being swapped.
 const fileEvery = 2 * time.Second
 
-// watchFile returns true when the file's content changed, false when ctx is
+// WatchFile returns true when the file's content changed, false when ctx is
 // done. A file that is gone for a while has not changed.
-func watchFile(ctx context.Context, path string) bool {
+func WatchFile(ctx context.Context, path string) bool {
 	first, _ := os.ReadFile(path)
 	tick := time.NewTicker(fileEvery)
 	defer tick.Stop()
