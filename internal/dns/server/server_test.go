@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"slices"
 	"strings"
@@ -669,5 +670,146 @@ func TestAddrs(t *testing.T) {
 	want := []string{".:53", "10.in-addr.arpa.:0", "example.org.:1053 on 127.0.0.1", "example.org.:1053 on ::1"}
 	if diff := cmp.Diff(want, srv.Addrs()); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// Whatever bytes come, the next query is answered, and nothing piles up.
+func TestRandomBytes(t *testing.T) {
+	srv := start(t, newTestPlugins(), ". {\n barrier\n kubernetes cluster.local\n}")
+	rng := rand.New(rand.NewPCG(3, 4))
+	base := pack(t, query("web.test.svc.cluster.local.", dns.TypeA))
+	u, err := net.Dial("udp", at(srv, "udp", "127.0.0.1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer u.Close()
+	for i := range 20_000 {
+		b := slices.Clone(base)
+		if i%2 == 0 { // all random, or a query with a few bytes changed
+			b = make([]byte, rng.IntN(80))
+			for j := range b {
+				b[j] = byte(rng.Uint32())
+			}
+		}
+		for range rng.IntN(4) {
+			if len(b) > 0 {
+				b[rng.IntN(len(b))] = byte(rng.Uint32())
+			}
+		}
+		_, _ = u.Write(b) // a full buffer drops
+	}
+	// The flood may have filled the socket's buffer: ask until there is room.
+	answered := false
+	for range 50 {
+		c, err := net.Dial("udp", at(srv, "udp", "127.0.0.1"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = c.Write(base)
+		answered = receive(t, c, "udp", 200*time.Millisecond) != nil
+		_ = c.Close()
+		if answered {
+			break
+		}
+	}
+	if !answered {
+		t.Error("no reply over UDP after random bytes")
+	}
+	if m := ask(t, srv, "tcp", query("web.test.svc.cluster.local.", dns.TypeA)); len(m.Answer) != 1 {
+		t.Errorf("after random bytes: %v", m)
+	}
+}
+
+// Shutdown answers what has arrived, and waits for what is under way.
+func TestShutdownLosesNothing(t *testing.T) {
+	p := newTestPlugins()
+	srv := start(t, p, ". {\n slow\n answer done\n}")
+	u, err := net.Dial("udp", at(srv, "udp", "127.0.0.1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer u.Close()
+	c, err := net.Dial("tcp", at(srv, "tcp", "127.0.0.1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	b := pack(t, query("slow.test.", dns.TypeTXT))
+	if _, err := u.Write(b); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(b))), b...)); err != nil {
+		t.Fatal(err)
+	}
+	for p.waiting.Load() < 2 {
+		time.Sleep(time.Millisecond)
+	}
+	stopped := make(chan error, 1)
+	go func() { stopped <- srv.Shutdown(context.Background()) }()
+	close(p.release)
+	if receive(t, u, "udp", 5*time.Second) == nil || receive(t, c, "tcp", 5*time.Second) == nil {
+		t.Error("a query under way was not answered")
+	}
+	if err := <-stopped; err != nil {
+		t.Error(err)
+	}
+	if _, err := net.Dial("tcp", c.RemoteAddr().String()); err == nil {
+		t.Error("still listening")
+	}
+}
+
+// A reload that needs a plugin's port again finds it open, and the port is
+// closed with its last user.
+func TestPluginPortsSurviveReload(t *testing.T) {
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := free.Addr().String()
+	if err := free.Close(); err != nil {
+		t.Fatal(err)
+	}
+	accepted := make(chan string, 1)
+	listening := plugin.Entry{Name: "listening", Setup: func(b *plugin.Block, lines []corefile.Directive) (plugin.New, error) {
+		var l net.Listener
+		b.OnStart(func(context.Context) (err error) {
+			if l, err = b.Env.Listen("tcp", addr); err != nil {
+				return err
+			}
+			go func() {
+				for {
+					c, err := l.Accept()
+					if err != nil {
+						return
+					}
+					accepted <- lines[0].Args[0].Text
+					_ = c.Close()
+				}
+			}()
+			return nil
+		})
+		b.OnShutdown(func() error { return l.Close() })
+		return nil, nil
+	}}
+	srv := start(t, newTestPlugins(), ". {\n listening one\n}", func(c *server.Config) { c.Plugins = append(c.Plugins, listening) })
+	for _, name := range []string{"two", "three"} {
+		if err := srv.Reload(parse(t, ". {\n listening "+name+"\n}")); err != nil {
+			t.Fatal(err)
+		}
+		for got := ""; got != name; { // the one before may still accept
+			c, err := net.Dial("tcp", addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			got = <-accepted
+		}
+	}
+	if err := srv.Shutdown(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := net.Dial("tcp", addr); err == nil {
+		c.Close()
+		t.Error("still open after the end")
 	}
 }
