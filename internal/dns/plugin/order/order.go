@@ -17,6 +17,7 @@ import (
 	"github.com/rutter-project/rutter/internal/dns/plugin/dns64"
 	"github.com/rutter-project/rutter/internal/dns/plugin/erratic"
 	"github.com/rutter-project/rutter/internal/dns/plugin/errors"
+	"github.com/rutter-project/rutter/internal/dns/plugin/etcd"
 	"github.com/rutter-project/rutter/internal/dns/plugin/file"
 	"github.com/rutter-project/rutter/internal/dns/plugin/forward"
 	"github.com/rutter-project/rutter/internal/dns/plugin/header"
@@ -113,7 +114,7 @@ func List(stores kubernetes.Stores) []plugin.Entry {
 		{"file", file.Setup, local},
 		{"auto", auto.Setup, local},
 		{"secondary", nil, local},
-		{"etcd", nil, answers},
+		{"etcd", etcd.Setup, answers},
 		{"loop", loop.Setup, configures},
 		{"forward", forward.Setup, answers},
 		{"grpc", nil, answers},
