@@ -62,6 +62,12 @@ func Detach(ctx context.Context, job Job, progress func(string)) (name string, e
 	if err := job.Spec.Complete(); err != nil {
 		return "", 1, err
 	}
+	// The supervisor is not where the caller is.
+	for _, path := range []*string{&job.RunDir, &job.Kubeconfig, &job.Spec.Dir} {
+		if *path, err = filepath.Abs(*path); err != nil {
+			return "", 1, err
+		}
+	}
 	text, err := json.Marshal(job)
 	if err != nil {
 		return "", 1, err

@@ -36,6 +36,9 @@ const (
 	startTimeout = 60 * time.Second
 	// announceTimeout is how long the API may keep a process from its TERM.
 	announceTimeout = time.Second
+	// drainDelay is several times what a change takes from the API to the
+	// kernel of a node that keeps up.
+	drainDelay = 250 * time.Millisecond
 	// farewellTimeout bounds the last words to the API. What it did not hear
 	// then, a sweep tells it.
 	farewellTimeout = 5 * time.Second
@@ -184,6 +187,7 @@ func (p *Pod) untilEnd(ctx context.Context) (exit Exit, gone bool) {
 // terminate asks the process to end, after the API: from then on the pod's
 // endpoints are marked terminating, and nothing new is sent there.
 func (p *Pod) terminate(ctx context.Context, grace time.Duration, known bool) {
+	ready := p.status.isReady()
 	p.record(func(r *sandbox.Record) { r.Phase = "Terminating" })
 	p.events.add(corev1.EventTypeNormal, reasonKilling, fmt.Sprintf("Stopping process with a grace period of %s", grace))
 	if grace == 0 {
@@ -198,7 +202,20 @@ func (p *Pod) terminate(ctx context.Context, grace time.Duration, known bool) {
 			p.log.Warn("telling the API that the pod ends", "pod", p.spec.Name, "error", err)
 		}
 	}
+	if ready && len(p.spec.Ports) > 0 {
+		p.drain(grace)
+	}
 	_ = p.process.Signal(unix.SIGTERM)
+}
+
+// drain gives the dataplanes the moment they need to learn that the pod ends,
+// before it does: endpoints and TERM otherwise race, and connections that come
+// late find a closed port (kubernetes/kubernetes #43576).
+func (p *Pod) drain(grace time.Duration) {
+	select {
+	case <-p.process.Done():
+	case <-time.After(min(drainDelay, grace/2)):
+	}
 }
 
 // Signal passes a signal on to the process. One that usually ends a process

@@ -26,15 +26,13 @@ const (
 )
 
 // makeNetNS makes a network namespace and gives it a name that `ip netns` sees.
+// A name that is taken is fs.ErrExist.
 func makeNetNS(name string) error {
 	if err := shareNetNSDir(); err != nil {
 		return fmt.Errorf("preparing %s: %w", netnsDir, err)
 	}
 	path := filepath.Join(netnsDir, name)
 	f, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE|os.O_EXCL, 0o444)
-	if errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("network namespace %s exists: a pod of that name is still ending, or `ip netns delete %s` removes a stranger's", name, name)
-	}
 	if err != nil {
 		return fmt.Errorf("naming the network namespace: %w", err)
 	}
@@ -197,6 +195,7 @@ func quiet(link string) error {
 	for _, s := range []struct{ name, value string }{
 		{"net/ipv4/conf/" + link + "/send_redirects", "0"},
 		{"net/ipv4/conf/" + link + "/accept_redirects", "0"},
+		{"net/ipv6/conf/" + link + "/disable_ipv6", "0"}, // which some hosts set by default
 		{"net/ipv6/conf/" + link + "/accept_ra", "0"},
 		{"net/ipv6/conf/" + link + "/accept_redirects", "0"},
 		{"net/ipv6/conf/" + link + "/dad_transmits", "0"},

@@ -183,8 +183,12 @@ func makeDir(runDir, id string) (*Dir, error) {
 	return d, nil
 }
 
-// newID makes ten characters that are fit for interface and file names.
-func newID() string { return strings.ToLower(rand.Text()[:10]) }
+// idLength is what an interface's name has room for behind linkPrefix, and more
+// than enough bits never to meet the same ID again.
+const idLength = 10
+
+// newID makes characters that are fit for interface and file names.
+func newID() string { return strings.ToLower(rand.Text()[:idLength]) }
 
 // replaceFile writes a file so that a reader, or a crash, finds the old text
 // or the new.

@@ -14,8 +14,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -69,6 +71,12 @@ func Claim(cfg Config) (*Sandbox, error) {
 	if err := CheckPrivilege(); err != nil {
 		return nil, err
 	}
+	// Paths are given to processes that are elsewhere.
+	runDir, err := filepath.Abs(cfg.RunDir)
+	if err != nil {
+		return nil, fmt.Errorf("finding the run directory: %w", err)
+	}
+	cfg.RunDir = runDir
 	if len(cfg.PodCIDRs) == 0 {
 		return nil, errors.New("the node has no pod CIDR: the agent sets it (--pod-cidr)")
 	}
@@ -99,13 +107,21 @@ func Claim(cfg Config) (*Sandbox, error) {
 		return nil, err
 	}
 	s := &Sandbox{Dir: dir, cfg: cfg, pidfd: -1, Record: Record{
-		ID: id, Namespace: cfg.Namespace, Name: cfg.Pod, NetNS: "rutter-" + cfg.Namespace + "-" + cfg.Pod,
+		ID: id, Namespace: cfg.Namespace, Name: cfg.Pod, NetNS: netnsName(cfg.Namespace, cfg.Pod),
 		Link: linkPrefix + id, Addrs: addrs, Command: cfg.Command, Created: time.Now(), Phase: "Pending",
 	}}
 	if err := s.Save(); err != nil {
 		return nil, errors.Join(err, dir.Remove())
 	}
 	return s, nil
+}
+
+// netnsName is what `ip netns` shows for a pod, cut to what a file name holds
+// with a sandbox's ID behind it.
+func netnsName(namespace, pod string) string {
+	const room = 255 - 1 - idLength
+	name := "rutter-" + namespace + "-" + pod
+	return name[:min(len(name), room)]
 }
 
 // usedAddresses are those of all pods whose sandbox is still there, and those
@@ -155,7 +171,17 @@ func (s *Sandbox) Build(ctx context.Context, files Files) (err error) {
 			err = errors.Join(err, s.undo.run())
 		}
 	}()
-	if err := makeNetNS(s.Record.NetNS); err != nil {
+	err = makeNetNS(s.Record.NetNS)
+	if errors.Is(err, fs.ErrExist) {
+		// A pod of that name is still ending, or the name reads the same as
+		// another's: namespace a-b, pod c and namespace a, pod b-c.
+		s.Record.NetNS += "-" + s.Record.ID
+		if err := s.Save(); err != nil {
+			return err
+		}
+		err = makeNetNS(s.Record.NetNS)
+	}
+	if err != nil {
 		return err
 	}
 	s.undo.push(func() error { return removeNetNS(s.Record.NetNS) })

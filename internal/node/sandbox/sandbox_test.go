@@ -312,10 +312,6 @@ func TestFailedBuildLeavesNothing(t *testing.T) {
 		arm  func(*testing.T, *Sandbox)
 		want string
 	}{
-		{"namespace taken", func(t *testing.T, s *Sandbox) {
-			run(t, "ip", "netns", "add", s.Record.NetNS)
-			t.Cleanup(func() { run(t, "ip", "netns", "delete", s.Record.NetNS) })
-		}, "network namespace rutter-default-a exists"},
 		{"interface taken", func(t *testing.T, s *Sandbox) {
 			run(t, "ip", "link", "add", s.Record.Link, "type", "veth", "peer", "name", "x")
 			t.Cleanup(func() { run(t, "ip", "link", "delete", s.Record.Link) })
@@ -348,6 +344,44 @@ func TestFailedBuildLeavesNothing(t *testing.T) {
 				t.Errorf("left behind (-before +after):\n%s", diff)
 			}
 		})
+	}
+}
+
+// Two pods whose names read the same, or one that is still ending.
+func TestNetNSNameTaken(t *testing.T) {
+	nodetest.Need(t)
+	dir := t.TempDir()
+	var made []*Sandbox
+	for _, c := range []struct{ namespace, pod string }{{"a-b", "c"}, {"a", "b-c"}, {"a", "b-c"}, {"n", strings.Repeat("x", 253)}, {"n", strings.Repeat("x", 253)}} {
+		s, err := Claim(Config{RunDir: dir, Namespace: c.namespace, Pod: c.pod, PodCIDRs: dual})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Build(context.Background(), files("p")); err != nil {
+			t.Fatal(err)
+		}
+		made = append(made, s)
+	}
+	if made[0].Record.NetNS != "rutter-a-b-c" || made[1].Record.NetNS != "rutter-a-b-c-"+made[1].Record.ID {
+		t.Errorf("%s, %s", made[0].Record.NetNS, made[1].Record.NetNS)
+	}
+	for _, s := range made {
+		if err := s.Remove(); err != nil {
+			t.Error(err)
+		}
+	}
+	if left, err := os.ReadDir(netnsDir); err != nil || len(left) != 0 {
+		t.Errorf("left %v, %v", left, err)
+	}
+}
+
+// A run directory may be given relative to the caller's.
+func TestRelativeRunDir(t *testing.T) {
+	nodetest.Need(t)
+	t.Chdir(t.TempDir())
+	s := build(t, "run", "a")
+	if got := output(t, s, "cat /etc/resolv.conf"); got != "nameserver 169.254.20.10\n" {
+		t.Errorf("%q", got)
 	}
 }
 
