@@ -43,6 +43,7 @@ leaves the service addresses working; --cleanup removes them.`,
 	f.StringVar(&cfg.RunDir, "run-dir", cfg.RunDir, "directory for sockets, locks and the state of pods")
 	f.StringVar(&cfg.DataDir, "data-dir", cfg.DataDir, "directory for the saved catalogue")
 	f.StringVar(&cfg.Corefile, "corefile", "", "Corefile to serve DNS by (default: the cluster domain, and the host's resolvers for the rest)")
+	f.StringVar(&cfg.ProxyConfig, "proxy-config", "", "KubeProxyConfiguration to balance by, with kube-proxy's ports 10256 and 10249 (default: cluster CIDR detection, no ports)")
 	f.StringVar(&cfg.ClusterDomain, "cluster-domain", cfg.ClusterDomain, "DNS domain of the cluster")
 	f.Var(addrsValue{&cfg.ClusterDNS}, "cluster-dns", "DNS address that pods use, answered on this node (default 10.96.0.10)")
 	f.Var(addrValue{&cfg.NodeLocalDNS}, "node-local-dns", "further address to answer DNS on, the same on every node")

@@ -3,9 +3,9 @@
 // change reaches the kernel and the name.
 //
 //	config.go    what it is told          dns.go       the DNS server
-//	agent.go     start and stop           node.go      the Node object and its lease
-//	publish.go   the publish order        snapshot.go  the catalogue on disk
-//	status.go    the local API socket
+//	agent.go     start and stop           proxy.go     the service proxy's configuration
+//	publish.go   the publish order        node.go      the Node object and its lease
+//	status.go    the local API socket     snapshot.go  the catalogue on disk
 package agent
 
 import (
@@ -31,7 +31,7 @@ import (
 	"github.com/rutter-project/rutter/internal/node/pod"
 	"github.com/rutter-project/rutter/internal/node/route"
 	"github.com/rutter-project/rutter/internal/proxy"
-	"github.com/rutter-project/rutter/internal/proxy/plan"
+	"github.com/rutter-project/rutter/internal/proxy/standalone"
 	"github.com/rutter-project/rutter/internal/source/kube"
 	"github.com/rutter-project/rutter/internal/version"
 )
@@ -101,7 +101,12 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err != nil {
 		return err
 	}
-	if a.proxy, err = proxy.New(a.cat, a.proxyConfig(registry)); err != nil {
+	events := standalone.NewEvents(api, cfg.NodeName, cfg.Log)
+	kubeProxy, err := kubeProxyOptions(cfg)
+	if err != nil {
+		return err
+	}
+	if a.proxy, err = proxy.New(a.cat, a.proxyConfig(kubeProxy, registry, events)); err != nil {
 		return err
 	}
 	// Owned goroutines: they end with ctx, and Run waits for them.
@@ -129,6 +134,18 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	}()
 	defer a.proxy.Close()
 
+	if kubeProxy != nil {
+		standalone.Init(*kubeProxy)
+		if err := standalone.Serve(ctx, &running, *kubeProxy, a.proxy, registry, events); err != nil {
+			return err
+		}
+		running.Go(func() {
+			if standalone.WatchFile(ctx, kubeProxy.File) {
+				fail(standalone.ErrChanged)
+			}
+		})
+	}
+	running.Go(func() { events.Run(ctx) })
 	a.publisher = newPublisher(a.cat, a.proxy, store, registry, cfg.Log)
 	waitSocket, err := serveStatus(ctx, filepath.Join(cfg.RunDir, Socket), a.status, registry, cfg.Log)
 	if err != nil {
@@ -245,21 +262,6 @@ func lock(cfg Config) (unlock func(), err error) {
 }
 
 func (a *agent) wait(what string) { a.waiting.Store(&what) }
-
-func (a *agent) proxyConfig(registry *prometheus.Registry) proxy.Config {
-	cfg := proxy.Config{
-		Node:         a.cfg.NodeName,
-		NodeIPs:      a.cfg.NodeIPs,
-		Detect:       plan.Detector{CIDRs: a.cfg.ClusterCIDRs},
-		NodeDNSAlive: a.serving.Load,
-		Logger:       a.cfg.Log,
-		Registerer:   registry,
-	}
-	for _, addr := range a.cfg.localDNS() {
-		cfg.NodeDNS = append(cfg.NodeDNS, netip.AddrPortFrom(addr, 53))
-	}
-	return cfg
-}
 
 // firstPicture returns when there is something to serve: what the API lists or,
 // if it is away, what was saved. It refuses to start on credentials that are

@@ -22,7 +22,10 @@ type Config struct {
 	// catalogue.
 	RunDir, DataDir string
 	// Corefile is a path; empty means DefaultCorefile.
-	Corefile      string
+	Corefile string
+	// ProxyConfig is the path of a KubeProxyConfiguration; empty means the
+	// defaults, without kube-proxy's ports.
+	ProxyConfig   string
 	ClusterDomain string
 	// ClusterDNS are the addresses that pods have in their resolv.conf, at most
 	// one per family; NodeLocalDNS is a further one, the same on every node.

@@ -46,6 +46,8 @@ func TestBadInput(t *testing.T) {
 	}
 	corefile := filepath.Join(dir, "Corefile")
 	write(t, corefile, ".:53 {\n    forwrad . 192.0.2.1\n}\n")
+	proxyConfig := filepath.Join(dir, "kube-proxy.yaml")
+	write(t, proxyConfig, "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nmode: nftable\n")
 	kubeconfig, err := os.ReadFile(reg.Agent())
 	if err != nil {
 		t.Fatal(err)
@@ -73,6 +75,7 @@ func TestBadInput(t *testing.T) {
 		{name: "API says no", args: agent("--kubeconfig", stranger), code: 1, want: []string{"credentials", "--kubeconfig"}},
 		{name: "Corefile", args: agent("--corefile", corefile), code: 1, want: []string{corefile + ":2", "forwrad", "forward"}},
 		{name: "no Corefile", args: agent("--corefile", "/nonexistent"), code: 1, want: []string{"/nonexistent", "--corefile"}},
+		{name: "KubeProxyConfiguration", args: agent("--proxy-config", proxyConfig), code: 1, want: []string{proxyConfig, "mode", "nftable", "nftables"}},
 		{name: "port 53 taken", args: agent(), code: 1, want: []string{"53", "address already in use", "ss -"},
 			setup: func(t *testing.T) {
 				c, err := net.ListenPacket("udp", "0.0.0.0:53")
