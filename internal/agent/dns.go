@@ -19,7 +19,9 @@ import (
 )
 
 // DefaultCorefile is what DNS serves by without --corefile: the cluster's names
-// from the catalogue, everything else by the host's resolvers.
+// from the catalogue, everything else by the host's resolvers. Every answer says
+// that recursion is available, as it is; CoreDNS's own answers do not, and
+// nslookup complains of that.
 func DefaultCorefile(cfg Config) string {
 	var bind []string
 	for _, a := range cfg.localDNS() {
@@ -39,6 +41,9 @@ func DefaultCorefile(cfg Config) string {
     cache 30
     reload
     loadbalance
+    header {
+        response set ra
+    }
 }
 `, strings.Join(bind, " "), cfg.ClusterDomain)
 }

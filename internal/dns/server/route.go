@@ -43,10 +43,15 @@ func (r *routes) lookup(suffix []byte) *zone {
 
 // find returns the block for a name (lower case wire form): that of the longest
 // zone whose view, if it has one, takes the query. DS records live in the
-// parent zone, so the shortest match wins for them.
+// parent zone, so for them the shortest zone wins; the root block only when
+// there is no other (as CoreDNS).
 func (r *routes) find(name []byte, qtype uint16, accept func(*block) bool) *target {
 	var found *target
-	for i := 0; i < len(name); i += 1 + int(name[i]) {
+	for i := 0; ; i += 1 + int(name[i]) {
+		root := name[i] == 0
+		if root && found != nil {
+			return found
+		}
 		if z := r.lookup(name[i:]); z != nil {
 			for _, t := range z.targets {
 				if t.block.Filter == nil || accept(t.block) {
@@ -54,15 +59,11 @@ func (r *routes) find(name []byte, qtype uint16, accept func(*block) bool) *targ
 					break
 				}
 			}
-			if found != nil && qtype != dns.TypeDS {
-				return found
-			}
 		}
-		if name[i] == 0 {
-			break
+		if root || found != nil && qtype != dns.TypeDS {
+			return found
 		}
 	}
-	return found
 }
 
 // serve is the door of the chain path: the server's own refusals, routing, the

@@ -267,22 +267,6 @@ func (s *shared) get(key any, make_ func() any) any {
 	return v
 }
 
-type metrics struct {
-	panics prometheus.Counter
-	shed   *prometheus.CounterVec
-}
-
-func newMetrics(r prometheus.Registerer) *metrics {
-	return &metrics{
-		panics: plugin.Register(r, prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "coredns_panics_total", Help: "Panics in plugins, each answered with SERVFAIL.",
-		})),
-		shed: plugin.Register(r, prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "rutter_dns_shed_total", Help: "Queries and connections dropped because too many were open, by reason.",
-		}, []string{"reason"})),
-	}
-}
-
 func (k listenerKey) String() string {
 	return fmt.Sprintf("dns://%s", net.JoinHostPort(k.addr, k.port))
 }

@@ -22,6 +22,7 @@ import (
 
 	"github.com/rutter-project/rutter/internal/corefile"
 	"github.com/rutter-project/rutter/internal/dns/plugin"
+	"github.com/rutter-project/rutter/internal/dns/plugin/header"
 	"github.com/rutter-project/rutter/internal/dns/plugin/kubernetes"
 	"github.com/rutter-project/rutter/internal/dns/plugin/kubernetes/clustertest"
 	"github.com/rutter-project/rutter/internal/dns/plugin/loadbalance"
@@ -110,6 +111,7 @@ func (p *testPlugins) order() []plugin.Entry {
 		}},
 		{Name: "watch", Setup: handler("watch", pass), Effect: plugin.Observes},
 		{Name: "loadbalance", Setup: loadbalance.Setup, Effect: plugin.Changes},
+		{Name: "header", Setup: header.Setup, Effect: plugin.Changes},
 		{Name: "barrier", Setup: handler("barrier", pass), Effect: plugin.Changes},
 		{Name: "panic", Effect: plugin.Local, Setup: handler("panic", func(string, context.Context, plugin.Handler, dns.ResponseWriter, *dns.Msg) (int, error) {
 			panic("on purpose")
@@ -242,10 +244,16 @@ func ask(t testing.TB, srv *server.Server, network string, m *dns.Msg) *dns.Msg 
 // Design §4: the direct path and the chain path give the same bytes, but for
 // record order. Bytes of compressed names may differ, so messages are compared.
 func TestDirectEqualsChain(t *testing.T) {
+	for _, changes := range []string{" loadbalance\n", " loadbalance\n header {\n response set ra\n response clear aa\n }\n"} {
+		directEqualsChain(t, changes)
+	}
+}
+
+func directEqualsChain(t *testing.T, changes string) {
 	const options = " {\n pods insecure\n fallthrough in-addr.arpa ip6.arpa\n ttl 30\n}\n"
 	p := newTestPlugins()
-	direct := start(t, p, ". {\n watch\n loadbalance\n kubernetes cluster.local in-addr.arpa ip6.arpa"+options+"}")
-	chain := start(t, p, ". {\n loadbalance\n barrier\n kubernetes cluster.local in-addr.arpa ip6.arpa"+options+"}")
+	direct := start(t, p, ". {\n watch\n"+changes+" kubernetes cluster.local in-addr.arpa ip6.arpa"+options+"}")
+	chain := start(t, p, ". {\n"+changes+" barrier\n kubernetes cluster.local in-addr.arpa ip6.arpa"+options+"}")
 	compared := 0
 	for _, name := range clustertest.Questions() {
 		for _, qtype := range clustertest.Types() {
@@ -299,7 +307,7 @@ func TestOddMessages(t *testing.T) {
 	srv := start(t, newTestPlugins(), ". {\n kubernetes cluster.local\n}")
 	name := []byte("\x03web\x04test\x03svc\x07cluster\x05local\x00")
 	question := slices.Concat(name, []byte{0, 1, 0, 1})
-	header := func(flags uint16, counts ...uint16) []byte {
+	head := func(flags uint16, counts ...uint16) []byte {
 		b := []byte{1, 2}
 		b = binary.BigEndian.AppendUint16(b, flags)
 		for i := range 4 {
@@ -321,46 +329,46 @@ func TestOddMessages(t *testing.T) {
 		query []byte
 		want  string // flags and rcode, then the counts
 	}{
-		{"eleven bytes", header(rd, 1)[:11], "no reply"},
-		{"a reply", slices.Concat(header(0x8100, 1), question), "no reply"},
-		{"opcode IQUERY", slices.Concat(header(0x0900, 1), question), "8904 0 0 0 0"},
-		{"opcode UPDATE", slices.Concat(header(0x2900, 1), question), "a904 0 0 0 0"},
-		{"opcode NOTIFY", slices.Concat(header(0x2100, 1), question), "a400 1 1 0 0"},
-		{"opcode 15", slices.Concat(header(0x7900, 1), question), "f904 0 0 0 0"},
-		{"no question", header(rd, 0), "8101 0 0 0 0"},
-		{"two questions", slices.Concat(header(rd, 2), question, question), "8101 0 0 0 0"},
-		{"two answers", slices.Concat(header(rd, 1, 2), question), "8101 0 0 0 0"},
-		{"two authority records", slices.Concat(header(rd, 1, 0, 2), question), "8101 0 0 0 0"},
-		{"three additional records", slices.Concat(header(rd, 1, 0, 0, 3), question), "8101 0 0 0 0"},
-		{"a name cut off", slices.Concat(header(rd, 1), name[:3]), "8101 0 0 0 0"},
-		{"a name without root", slices.Concat(header(rd, 1), name[:len(name)-1]), "8101 0 0 0 0"},
-		{"a compression loop", slices.Concat(header(rd, 1), []byte{0xc0, 12, 0, 1, 0, 1}), "8101 0 0 0 0"},
-		{"a forward pointer", slices.Concat(header(rd, 1), []byte{0xc0, 32, 0, 1, 0, 1}, make([]byte, 32)), "8102 1 0 0 0"},
-		{"a reserved label type", slices.Concat(header(rd, 1), []byte{0x80, 'a', 0, 0, 1, 0, 1}), "8101 0 0 0 0"},
-		{"256 bytes of name", slices.Concat(header(rd, 1), label(63), label(63), label(63), label(62), []byte{0, 0, 1, 0, 1}), "8101 0 0 0 0"},
-		{"255 bytes of name", slices.Concat(header(rd, 1), label(63), label(63), label(63), label(61), []byte{0, 0, 1, 0, 1}), "8102 1 0 0 0"},
-		{"no question bytes", header(rd, 1), "8102 0 0 0 0"},
-		{"no type", slices.Concat(header(rd, 1), name), "8105 1 0 0 0"},
-		{"no class", slices.Concat(header(rd, 1), name, []byte{0, 1}), "8105 1 0 0 0"},
-		{"half a type", slices.Concat(header(rd, 1), name, []byte{0}), "8101 0 0 0 0"},
-		{"a missing answer", slices.Concat(header(rd, 1, 1), question), "8500 1 1 0 0"},
-		{"a missing additional record", slices.Concat(header(rd, 1, 0, 0, 1), question), "8500 1 1 0 0"},
-		{"trailing bytes", slices.Concat(header(rd, 1), question, []byte("trailing")), "8500 1 1 0 0"},
-		{"3000 trailing bytes", slices.Concat(header(rd, 1), question, make([]byte, 3000)), "8500 1 1 0 0"},
-		{"110 labels", slices.Concat(header(rd, 1), bytes.Repeat([]byte("\x01a"), 110), []byte("\x07cluster\x05local\x00\x00\x01\x00\x01")), "8503 1 0 1 0"},
-		{"odd bytes", slices.Concat(header(rd, 1), []byte("\x06a.b\x00\xff\\\x01\"\x03svc\x07cluster\x05local\x00\x00\x01\x00\x01")), "8503 1 0 1 0"},
-		{"class 0", slices.Concat(header(rd, 1), name, []byte{0, 1, 0, 0}), "8105 1 0 0 0"},
-		{"class CH", slices.Concat(header(rd, 1), name, []byte{0, 1, 0, 3}), "8105 1 0 0 0"},
-		{"class ANY", slices.Concat(header(rd, 1), name, []byte{0, 1, 0, 255}), "8105 1 0 0 0"},
-		{"type 0", slices.Concat(header(rd, 1), name, []byte{0, 0, 0, 1}), "8500 1 0 1 0"},
-		{"type OPT", slices.Concat(header(rd, 1), name, []byte{0, 41, 0, 1}), "8500 1 0 1 0"},
-		{"flags of a reply", slices.Concat(header(0x07ff, 1), question), "8510 1 1 0 0"},
-		{"EDNS version 1", slices.Concat(header(rd, 1, 0, 0, 1), question, opt(1)), "8100 1 0 0 1"},
-		{"two OPT", slices.Concat(header(rd, 1, 0, 0, 2), question, opt(0), opt(0)), "8500 1 1 0 1"},
-		{"OPT as answer", slices.Concat(header(rd, 1, 1), question, opt(0)), "8500 1 1 0 0"},
-		{"an option beyond its record", slices.Concat(header(rd, 1, 0, 0, 1), question, opt(0, 0, 10, 0, 32, 'a')), "8101 1 0 0 0"},
-		{"half an option", slices.Concat(header(rd, 1, 0, 0, 1), question, opt(0, 0)), "8101 1 0 0 0"},
-		{"an unknown option", slices.Concat(header(rd, 1, 0, 0, 1), question, opt(0, 0, 77, 0, 1, 'a')), "8500 1 1 0 1"},
+		{"eleven bytes", head(rd, 1)[:11], "no reply"},
+		{"a reply", slices.Concat(head(0x8100, 1), question), "no reply"},
+		{"opcode IQUERY", slices.Concat(head(0x0900, 1), question), "8904 0 0 0 0"},
+		{"opcode UPDATE", slices.Concat(head(0x2900, 1), question), "a904 0 0 0 0"},
+		{"opcode NOTIFY", slices.Concat(head(0x2100, 1), question), "a400 1 1 0 0"},
+		{"opcode 15", slices.Concat(head(0x7900, 1), question), "f904 0 0 0 0"},
+		{"no question", head(rd, 0), "8101 0 0 0 0"},
+		{"two questions", slices.Concat(head(rd, 2), question, question), "8101 0 0 0 0"},
+		{"two answers", slices.Concat(head(rd, 1, 2), question), "8101 0 0 0 0"},
+		{"two authority records", slices.Concat(head(rd, 1, 0, 2), question), "8101 0 0 0 0"},
+		{"three additional records", slices.Concat(head(rd, 1, 0, 0, 3), question), "8101 0 0 0 0"},
+		{"a name cut off", slices.Concat(head(rd, 1), name[:3]), "8101 0 0 0 0"},
+		{"a name without root", slices.Concat(head(rd, 1), name[:len(name)-1]), "8101 0 0 0 0"},
+		{"a compression loop", slices.Concat(head(rd, 1), []byte{0xc0, 12, 0, 1, 0, 1}), "8101 0 0 0 0"},
+		{"a forward pointer", slices.Concat(head(rd, 1), []byte{0xc0, 32, 0, 1, 0, 1}, make([]byte, 32)), "8102 1 0 0 0"},
+		{"a reserved label type", slices.Concat(head(rd, 1), []byte{0x80, 'a', 0, 0, 1, 0, 1}), "8101 0 0 0 0"},
+		{"256 bytes of name", slices.Concat(head(rd, 1), label(63), label(63), label(63), label(62), []byte{0, 0, 1, 0, 1}), "8101 0 0 0 0"},
+		{"255 bytes of name", slices.Concat(head(rd, 1), label(63), label(63), label(63), label(61), []byte{0, 0, 1, 0, 1}), "8102 1 0 0 0"},
+		{"no question bytes", head(rd, 1), "8102 0 0 0 0"},
+		{"no type", slices.Concat(head(rd, 1), name), "8105 1 0 0 0"},
+		{"no class", slices.Concat(head(rd, 1), name, []byte{0, 1}), "8105 1 0 0 0"},
+		{"half a type", slices.Concat(head(rd, 1), name, []byte{0}), "8101 0 0 0 0"},
+		{"a missing answer", slices.Concat(head(rd, 1, 1), question), "8500 1 1 0 0"},
+		{"a missing additional record", slices.Concat(head(rd, 1, 0, 0, 1), question), "8500 1 1 0 0"},
+		{"trailing bytes", slices.Concat(head(rd, 1), question, []byte("trailing")), "8500 1 1 0 0"},
+		{"3000 trailing bytes", slices.Concat(head(rd, 1), question, make([]byte, 3000)), "8500 1 1 0 0"},
+		{"110 labels", slices.Concat(head(rd, 1), bytes.Repeat([]byte("\x01a"), 110), []byte("\x07cluster\x05local\x00\x00\x01\x00\x01")), "8503 1 0 1 0"},
+		{"odd bytes", slices.Concat(head(rd, 1), []byte("\x06a.b\x00\xff\\\x01\"\x03svc\x07cluster\x05local\x00\x00\x01\x00\x01")), "8503 1 0 1 0"},
+		{"class 0", slices.Concat(head(rd, 1), name, []byte{0, 1, 0, 0}), "8105 1 0 0 0"},
+		{"class CH", slices.Concat(head(rd, 1), name, []byte{0, 1, 0, 3}), "8105 1 0 0 0"},
+		{"class ANY", slices.Concat(head(rd, 1), name, []byte{0, 1, 0, 255}), "8105 1 0 0 0"},
+		{"type 0", slices.Concat(head(rd, 1), name, []byte{0, 0, 0, 1}), "8500 1 0 1 0"},
+		{"type OPT", slices.Concat(head(rd, 1), name, []byte{0, 41, 0, 1}), "8500 1 0 1 0"},
+		{"flags of a reply", slices.Concat(head(0x07ff, 1), question), "8510 1 1 0 0"},
+		{"EDNS version 1", slices.Concat(head(rd, 1, 0, 0, 1), question, opt(1)), "8100 1 0 0 1"},
+		{"two OPT", slices.Concat(head(rd, 1, 0, 0, 2), question, opt(0), opt(0)), "8500 1 1 0 1"},
+		{"OPT as answer", slices.Concat(head(rd, 1, 1), question, opt(0)), "8500 1 1 0 0"},
+		{"an option beyond its record", slices.Concat(head(rd, 1, 0, 0, 1), question, opt(0, 0, 10, 0, 32, 'a')), "8101 1 0 0 0"},
+		{"half an option", slices.Concat(head(rd, 1, 0, 0, 1), question, opt(0, 0)), "8101 1 0 0 0"},
+		{"an unknown option", slices.Concat(head(rd, 1, 0, 0, 1), question, opt(0, 0, 77, 0, 1, 'a')), "8500 1 1 0 1"},
 	} {
 		for _, network := range []string{"udp", "tcp"} {
 			got := "no reply"
@@ -431,7 +439,9 @@ v.org {
 		{"a.example.org.", "TXT", "example"},
 		{"xexample.org.", "TXT", "root"},
 		{"x.y.B.example.org.", "TXT", "b"},
-		{"b.example.org.", "DS", "root"}, // the parent's parent: the last match wins
+		{"b.example.org.", "DS", "example"},
+		{"example.org.", "DS", "example"},
+		{"other.", "DS", "root"},
 		{"org.", "TXT", "root"},
 		{".", "TXT", "root"},
 		{"x.empty.org.", "TXT", "REFUSED"},

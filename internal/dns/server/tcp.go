@@ -185,18 +185,22 @@ func (t *tcpConn) setReadDeadline(d time.Duration) (stop bool) {
 func (t *tcpConn) answer(q *wire.Query, a *wire.Answer, msg []byte) error {
 	buf := tcpBuffers.Get().(*[]byte)
 	defer tcpBuffers.Put(buf)
+	count := t.listener.server.metrics.paths.of(0)
 	switch verdict := q.Parse(msg); verdict {
 	case wire.Drop:
 		return nil
 	case wire.FormErr, wire.NotImp:
+		count.refused.Add(1)
 		return t.send(*buf, refusal(msg, (*buf)[2:], verdict))
 	case wire.Plain:
 		r := t.listener.routes.Load()
 		if reply := r.direct(q, a, (*buf)[2:]); reply != nil {
+			count.direct.Add(1)
 			return t.send(*buf, reply)
 		}
 	}
 	s := t.listener.server
+	count.chain.Add(1)
 	if !s.chain.admit(t.remote.Addr()) {
 		return nil
 	}

@@ -46,6 +46,7 @@ type udpSocket struct {
 	worker   int
 	wildcard bool // replies need to be told which address to come from
 	local    netip.AddrPort
+	count    *pathCount
 	draining atomic.Bool
 }
 
@@ -54,7 +55,7 @@ func newUDPSocket(l *listener, c *net.UDPConn) (*udpSocket, error) {
 	if err != nil {
 		return nil, err
 	}
-	u := &udpSocket{listener: l, conn: c, raw: raw, worker: len(l.udp)}
+	u := &udpSocket{listener: l, conn: c, raw: raw, worker: len(l.udp), count: l.server.metrics.paths.of(len(l.udp))}
 	u.local = c.LocalAddr().(*net.UDPAddr).AddrPort()
 	u.wildcard = u.local.Addr().IsUnspecified()
 	if u.wildcard {
@@ -193,13 +194,16 @@ func (u *udpSocket) answer(r *routes, q *wire.Query, a *wire.Answer, b *batch, i
 	case wire.Drop:
 		return nil
 	case wire.FormErr, wire.NotImp:
+		u.count.refused.Add(1)
 		return refusal(data, b.reply[i][:], verdict)
 	case wire.Plain:
 		if reply := r.direct(q, a, b.reply[i][:]); reply != nil {
+			u.count.direct.Add(1)
 			return reply
 		}
 	}
 	s := u.listener.server
+	u.count.chain.Add(1)
 	client := q.Remote.Addr()
 	if !s.chain.admit(client) {
 		return nil

@@ -23,6 +23,10 @@ type Answer struct {
 	AuthenticData      bool
 	// Shuffle asks for the address records in random order.
 	Shuffle bool
+	// SetFlags and ClearFlags change header flags at the end, whatever the
+	// handlers made of them (the header plugin): bits of the header's second
+	// 16-bit word, such as 0x0080 for RA.
+	SetFlags, ClearFlags uint16
 
 	q         *Query
 	buf       []byte
@@ -194,6 +198,10 @@ func (a *Answer) Finish() []byte {
 	binary.BigEndian.PutUint16(b, q.ID)
 	b[2] = 0x80 | bit(a.Authoritative, 0x04) | bit(a.truncated, 0x02) | bit(q.RD, 0x01)
 	b[3] = bit(a.RecursionAvailable, 0x80) | bit(a.AuthenticData, 0x20) | bit(q.CD, 0x10) | a.Rcode&0x0f
+	if a.SetFlags|a.ClearFlags != 0 {
+		flags := binary.BigEndian.Uint16(b[2:])
+		binary.BigEndian.PutUint16(b[2:], flags&^a.ClearFlags|a.SetFlags)
+	}
 	binary.BigEndian.PutUint64(b[4:], 1<<48|uint64(a.counts[0])<<32|uint64(a.counts[1])<<16|uint64(ar))
 	return b[:a.n]
 }

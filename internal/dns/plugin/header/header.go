@@ -9,6 +9,7 @@ import (
 
 	"github.com/rutter-project/rutter/internal/corefile"
 	"github.com/rutter-project/rutter/internal/dns/plugin"
+	"github.com/rutter-project/rutter/internal/dns/wire"
 )
 
 const name = "header"
@@ -20,14 +21,20 @@ type handler struct {
 
 // rule gives a flag a value.
 type rule struct {
-	flag func(*dns.MsgHdr) *bool
-	to   bool
+	flag
+	to bool
 }
 
-var flags = map[string]func(*dns.MsgHdr) *bool{
-	"aa": func(h *dns.MsgHdr) *bool { return &h.Authoritative },
-	"ra": func(h *dns.MsgHdr) *bool { return &h.RecursionAvailable },
-	"rd": func(h *dns.MsgHdr) *bool { return &h.RecursionDesired },
+// flag is a header flag, in a message and on the wire.
+type flag struct {
+	of  func(*dns.MsgHdr) *bool
+	bit uint16
+}
+
+var flags = map[string]flag{
+	"aa": {func(h *dns.MsgHdr) *bool { return &h.Authoritative }, 0x0400},
+	"ra": {func(h *dns.MsgHdr) *bool { return &h.RecursionAvailable }, 0x0080},
+	"rd": {func(h *dns.MsgHdr) *bool { return &h.RecursionDesired }, 0x0100},
 }
 
 // Setup reads:
@@ -74,8 +81,8 @@ func (h *handler) parse(p corefile.Directive) error {
 	}
 	var rules []rule
 	for _, t := range p.Args[1:] {
-		f := flags[strings.ToLower(t.Text)]
-		if f == nil {
+		f, ok := flags[strings.ToLower(t.Text)]
+		if !ok {
 			return corefile.Unknown("flag", t, "aa", "ra", "rd")
 		}
 		rules = append(rules, rule{f, action.Text == "set"})
@@ -101,9 +108,25 @@ func (h *handler) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg
 	return plugin.NextOrFailure(name, h.next, ctx, &writer{w, h.response}, r)
 }
 
+// ServeDirect leaves word of what to do to the reply's flags. What it does to
+// queries, the next plugins would have to see.
+func (h *handler) ServeDirect(_ *wire.Query, a *wire.Answer) plugin.Outcome {
+	if len(h.query) > 0 {
+		return plugin.Chain
+	}
+	for _, r := range h.response {
+		if r.to {
+			a.SetFlags, a.ClearFlags = a.SetFlags|r.bit, a.ClearFlags&^r.bit
+		} else {
+			a.SetFlags, a.ClearFlags = a.SetFlags&^r.bit, a.ClearFlags|r.bit
+		}
+	}
+	return plugin.Next
+}
+
 func apply(h *dns.MsgHdr, rules []rule) {
 	for _, r := range rules {
-		*r.flag(h) = r.to
+		*r.of(h) = r.to
 	}
 }
 
