@@ -61,7 +61,7 @@ type options struct {
 func (k *Kubernetes) Name() string { return name }
 
 // Ready tells whether the catalogue is complete.
-func (k *Kubernetes) Ready() bool { return k.store.Synced() }
+func (k *Kubernetes) Ready() bool { return k.store != nil && k.store.Synced() }
 
 // Store returns the data that this block answers from.
 func (k *Kubernetes) Store() *Store { return k.store }
