@@ -158,11 +158,12 @@ func (p *Proxy) Start(ctx context.Context) error {
 		return err
 	}
 	p.checks = healthcheck.New(healthcheck.Config{
-		Addrs: rules.NodePortAddrs, Healthy: p.Healthy, Log: p.log,
+		Healthy: p.Healthy, Log: p.log,
 		Failed: func(n catalog.ServiceName, err error) {
 			p.event(Event{n, true, "FailedToStartServiceHealthcheck", "Listen", err.Error()})
 		},
 	})
+	p.checks.Listen(rules.NodePortAddrs)
 	if p.cfg.LocalhostNodePorts && p.cfg.IPv4 {
 		if err := os.WriteFile("/proc/sys/net/ipv4/conf/all/route_localnet", []byte("1"), 0); err != nil {
 			p.log.Warn("node ports are not served on 127.0.0.1", "err", err)
@@ -272,6 +273,7 @@ func (p *Proxy) refreshNode() error {
 		if err := p.data.SetRules(rules); err != nil {
 			return err
 		}
+		p.checks.Listen(rules.NodePortAddrs)
 		p.rulesNow, p.adopted = rules, false
 	}
 	if n.Zone != p.nodeFacts.Zone || !slices.Equal(n.IPs, p.nodeFacts.IPs) {
@@ -401,27 +403,27 @@ func (p *Proxy) apply(ctx context.Context, names []catalog.ServiceName) error {
 func (p *Proxy) plan(names []catalog.ServiceName) (plans []plan.Service, losers map[catalog.ServiceName]struct{}) {
 	planner := p.planner()
 	plans = make([]plan.Service, 0, len(names))
-	var at map[catalog.ServiceName]int
-	one := func(name catalog.ServiceName) plan.Service {
-		e, _ := p.cat.Service(name)
-		return planner.Service(name, &e)
-	}
+	var at map[catalog.ServiceName]int // where in plans; made when a name comes again
 	for i := 0; i < len(names); i++ {
-		s := one(names[i])
+		e, _ := p.cat.Service(names[i])
+		s := planner.Service(names[i], &e)
 		lost, heirs := p.claims.settle(&s)
-		if j, ok := at[s.Name]; ok {
+		if j, again := at[s.Name]; again {
 			plans[j] = s
 		} else {
 			plans = append(plans, s)
+			if at != nil {
+				at[s.Name] = len(plans) - 1
+			}
 		}
 		if len(lost)+len(heirs) == 0 {
 			continue
 		}
 		if at == nil {
 			at, losers = make(map[catalog.ServiceName]int), make(map[catalog.ServiceName]struct{})
-		}
-		for j := range plans {
-			at[plans[j].Name] = j
+			for j := range plans {
+				at[plans[j].Name] = j
+			}
 		}
 		if len(heirs) > 0 {
 			losers[s.Name] = struct{}{}

@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -26,14 +27,13 @@ type Servers struct {
 	cfg Config
 
 	mu      sync.Mutex
+	addrs   []netip.Addr
 	wanted  map[catalog.ServiceName]*plan.HealthCheck
 	running map[catalog.ServiceName]*server
 }
 
 // Config is what Servers are made with.
 type Config struct {
-	// Addrs are the addresses to listen on; nil for all of them.
-	Addrs []netip.Addr
 	// Healthy tells whether the proxy programs services in time.
 	Healthy func() bool
 	// Failed is told when a port cannot be listened on; it is tried again with
@@ -45,6 +45,21 @@ type Config struct {
 // New returns no servers yet.
 func New(cfg Config) *Servers {
 	return &Servers{cfg: cfg, wanted: make(map[catalog.ServiceName]*plan.HealthCheck), running: make(map[catalog.ServiceName]*server)}
+}
+
+// Listen sets the addresses to listen on; nil, as at first, for all of them.
+// Servers begin anew if that is another set.
+func (s *Servers) Listen(addrs []netip.Addr) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if slices.Equal(addrs, s.addrs) && (addrs == nil) == (s.addrs == nil) {
+		return
+	}
+	s.addrs = addrs
+	for name, h := range s.wanted {
+		s.stop(name)
+		s.start(name, h)
+	}
 }
 
 // server answers for one service.
@@ -142,9 +157,9 @@ func (s *Servers) listen(v6 bool, port uint16) (listeners []net.Listener, err er
 	if v6 {
 		network, addrs = "tcp6", []string{"::"}
 	}
-	if s.cfg.Addrs != nil {
+	if s.addrs != nil {
 		addrs = nil
-		for _, a := range s.cfg.Addrs {
+		for _, a := range s.addrs {
 			if a.Is6() == v6 {
 				addrs = append(addrs, a.String())
 			}

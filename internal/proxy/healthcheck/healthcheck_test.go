@@ -23,12 +23,12 @@ func TestServers(t *testing.T) {
 	var sick atomic.Bool
 	var failed []catalog.ServiceName
 	s := New(Config{
-		Addrs:   []netip.Addr{netip.MustParseAddr("127.0.0.1")},
 		Healthy: func() bool { return !sick.Load() },
 		Failed:  func(n catalog.ServiceName, _ error) { failed = append(failed, n) },
 		Log:     slog.New(slog.DiscardHandler),
 	})
 	defer s.Close()
+	s.Listen([]netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("::1")})
 	name := catalog.ServiceName{Namespace: "default", Name: "web"}
 	check := func(local int) *plan.HealthCheck {
 		return &plan.HealthCheck{NodePort: port, Local: [2]int{local, 0}, Families: [2]bool{true, false}}
@@ -63,6 +63,10 @@ func TestServers(t *testing.T) {
 	s.Retain(func(n catalog.ServiceName) bool { return n == name })
 	sick.Store(false)
 	want("retained", `200 weight=1 {"service":{"namespace":"default","name":"web"},"localEndpoints":1,"serviceProxyHealthy":true}`)
+	s.Listen([]netip.Addr{netip.MustParseAddr("127.0.0.2")})
+	want("another address", "no answer")
+	s.Listen(nil)
+	want("all addresses", `200 weight=1 {"service":{"namespace":"default","name":"web"},"localEndpoints":1,"serviceProxyHealthy":true}`)
 	s.Set(name, nil)
 	want("service gone", "no answer")
 }
