@@ -107,7 +107,8 @@ func outcomeOf(err error) string {
 		return forbidden
 	case errors.Is(err, unix.ECONNRESET), errors.Is(err, io.EOF):
 		return "closed"
-	case errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.ENETUNREACH):
+	case errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.ENETUNREACH),
+		errors.Is(err, unix.ENOPROTOOPT), errors.Is(err, unix.EPROTO): // ICMP protocol unreachable
 		return "unreachable"
 	case errors.As(err, &timeout) && timeout.Timeout():
 		return silence
@@ -134,17 +135,17 @@ func (q question) once() string {
 	return answer(f)
 }
 
-// ask asks n times with a new flow each, and tells everybody who answered.
-// Without an answer it asks once more only: that much silence is enough.
+// ask asks n times with a new flow each, and tells everybody who answered. It
+// ends when nobody does.
 func (q question) ask(n int) string {
 	var seen []string
 	_ = q.from.Do(func() error {
-		for i := 0; i < n; i++ {
+		for range n {
 			o := q.once()
 			if !slices.Contains(seen, o) {
 				seen = append(seen, o)
 			}
-			if !strings.HasSuffix(o, ")") && i > 0 {
+			if !strings.HasSuffix(o, ")") {
 				return nil
 			}
 		}

@@ -52,7 +52,7 @@ type service struct {
 //	not-ready           publishNotReadyAddresses
 //	port2               a second port: 81, to 8081 of the pods
 //	port80=N            the first port is N instead
-//	long                a port name of 15 characters, the longest
+//	long                a port name as long as may be
 //
 // Endpoint words: the name of a place, and after colons what differs from a
 // ready endpoint on its own node:
@@ -104,7 +104,7 @@ func (s *service) ports() []servicePort {
 		first = int32(n)
 	}
 	if w.has("long") {
-		name = strings.Repeat("p", 15)
+		name = strings.Repeat("p", 63)
 	}
 	ports := []servicePort{
 		{name, corev1.ProtocolTCP, first, serverPort},

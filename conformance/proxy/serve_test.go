@@ -93,13 +93,16 @@ func serveTCP(l net.Listener, name string) {
 }
 
 // packetInfo asks for the address that a datagram was sent to: the answer must
-// come from there, which may be any of a range (AnyIP).
+// come from there, which may be any of a range (AnyIP). IPv6 wants leave for
+// that.
 func packetInfo(_, _ string, c syscall.RawConn) error {
 	var err error
 	return errors.Join(c.Control(func(fd uintptr) {
 		if err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1); err != nil {
 			err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_PKTINFO, 1)
+			return
 		}
+		err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_FREEBIND, 1)
 	}), err)
 }
 

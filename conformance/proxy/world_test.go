@@ -223,6 +223,9 @@ func newSpace(name string) (*space, error) {
 			"net/ipv6/conf/all/accept_dad=0", "net/ipv6/conf/default/accept_dad=0",
 			// Refusals are counted on: they must not be limited.
 			"net/ipv4/icmp_ratelimit=0", "net/ipv4/icmp_ratemask=0", "net/ipv6/icmp/ratelimit=0",
+			// Flows are looked at again after minutes, and SCTP's never get beyond the first two packets.
+			"net/netfilter/nf_conntrack_udp_timeout=3600", "net/netfilter/nf_conntrack_udp_timeout_stream=3600",
+			"net/netfilter/nf_conntrack_sctp_timeout_cookie_wait=3600", "net/netfilter/nf_conntrack_sctp_timeout_cookie_echoed=3600",
 			// One client opens more connections here than it has ports for, if each stays a minute.
 			"net/ipv4/tcp_tw_reuse=1", "net/ipv4/ip_local_port_range=32768 65000",
 		} {

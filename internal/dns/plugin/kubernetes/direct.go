@@ -280,9 +280,10 @@ func (l *lookup) reverse(addr netip.Addr) plugin.Outcome {
 	return l.answered()
 }
 
-// endpointPointers adds a PTR record per service that has the endpoint: in the
-// order of their names, those that know it by a host name first, so that who
-// takes the first gets the same one each time.
+// endpointPointers adds a PTR record per name that a service has for the
+// endpoint (slices may differ in it): in the order of the services' names,
+// those that know it by a host name first, so that who takes the first gets the
+// same one each time.
 func (l *lookup) endpointPointers(first *node[addrOf], h uint64, addr netip.Addr) {
 	type found struct {
 		slot *slot
@@ -295,9 +296,13 @@ func (l *lookup) endpointPointers(first *node[addrOf], h uint64, addr netip.Addr
 			continue
 		}
 		for _, sl := range n.value.slot.now.Load().slices {
-			if ep := readyEndpoint(sl, addr); ep != nil {
-				list = append(list, found{n.value.slot, ep})
-				break
+			for i := range sl.Endpoints {
+				ep := &sl.Endpoints[i]
+				if ep.Addr == addr && ep.Ready() && !slices.ContainsFunc(list, func(f found) bool {
+					return f.slot == n.value.slot && f.ep.Hostname == ep.Hostname && f.ep.Pod == ep.Pod
+				}) {
+					list = append(list, found{n.value.slot, ep})
+				}
 			}
 		}
 	}
@@ -308,7 +313,8 @@ func (l *lookup) endpointPointers(first *node[addrOf], h uint64, addr netip.Addr
 			}
 			return 1
 		}
-		return cmp.Or(cmp.Compare(a.slot.name.Namespace, b.slot.name.Namespace), cmp.Compare(a.slot.name.Name, b.slot.name.Name))
+		return cmp.Or(cmp.Compare(a.slot.name.Namespace, b.slot.name.Namespace), cmp.Compare(a.slot.name.Name, b.slot.name.Name),
+			cmp.Compare(a.ep.Hostname, b.ep.Hostname))
 	})
 	for _, f := range list {
 		l.pointer(f.slot, f.ep)
