@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -111,6 +112,10 @@ func Run(ctx context.Context, cfg Config, spec Spec, stdio Stdio, started func(*
 	}
 	if cfg.Progress == nil {
 		cfg.Progress = func(string) {}
+	}
+	var err error
+	if cfg.RunDir, err = filepath.Abs(cfg.RunDir); err != nil {
+		return Exit{}, fmt.Errorf("finding the run directory: %w", err)
 	}
 	p := &Pod{cfg: cfg, spec: spec, pods: cfg.Client.Pods(spec.Namespace), stops: make(chan stopRequest, 8), log: cfg.Log}
 	if err := p.start(ctx, stdio); err != nil {

@@ -18,6 +18,9 @@ const (
 	// SandboxAnnotation ties a Pod object to the sandbox that was made for it,
 	// so that neither is ever matched by name.
 	SandboxAnnotation = "rutter.io/sandbox"
+	// RunDirAnnotation says whose sandbox it is: two run directories on one
+	// node do not sweep each other's pods.
+	RunDirAnnotation = "rutter.io/run-dir"
 	// ContainerName is the name of a pod's only container.
 	ContainerName = "main"
 	// image stands where the API demands one; nothing is ever pulled.
@@ -100,7 +103,7 @@ func generateName(command string) string {
 }
 
 // object is the Pod object for the API.
-func (s *Spec) object(node, sandbox string) *corev1.Pod {
+func (s *Spec) object(node, runDir, sandbox string) *corev1.Pod {
 	no := false
 	links := !s.NoServiceLinks
 	grace := int64((s.Grace + time.Second - 1) / time.Second)
@@ -109,7 +112,7 @@ func (s *Spec) object(node, sandbox string) *corev1.Pod {
 			Namespace:   s.Namespace,
 			Name:        s.Name,
 			Labels:      maps.Clone(s.Labels),
-			Annotations: map[string]string{SandboxAnnotation: sandbox},
+			Annotations: map[string]string{SandboxAnnotation: sandbox, RunDirAnnotation: runDir},
 		},
 		Spec: corev1.PodSpec{
 			NodeName:                      node,

@@ -175,7 +175,7 @@ func (p *Pod) podCIDRs(node *corev1.Node) ([]netip.Prefix, error) {
 // register creates the Pod object. If a pod of this name is left from a
 // supervisor that died on this node, it is removed first.
 func (p *Pod) register(ctx context.Context) (*corev1.Pod, error) {
-	want := p.spec.object(p.cfg.NodeName, p.box.Record.ID)
+	want := p.spec.object(p.cfg.NodeName, p.cfg.RunDir, p.box.Record.ID)
 	object, err := p.pods.Create(ctx, want)
 	if apierrors.IsAlreadyExists(err) && p.removeDead(ctx) {
 		object, err = p.pods.Create(ctx, want)
@@ -197,7 +197,7 @@ func (p *Pod) removeDead(ctx context.Context) bool {
 		return apierrors.IsNotFound(err)
 	}
 	id := have.Annotations[SandboxAnnotation]
-	if id == "" || have.Spec.NodeName != p.cfg.NodeName || finished(have) || sandboxLives(p.cfg.RunDir, id) {
+	if id == "" || have.Spec.NodeName != p.cfg.NodeName || have.Annotations[RunDirAnnotation] != p.cfg.RunDir || finished(have) || sandboxLives(p.cfg.RunDir, id) {
 		return false
 	}
 	return deletePod(ctx, p.pods, have.Name, have.UID) == nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -58,6 +59,10 @@ func sweepObjects(ctx context.Context, c SweepConfig, swept []sandbox.Record) er
 	for _, r := range swept {
 		gone[r.ID] = true
 	}
+	runDir, err := filepath.Abs(c.RunDir)
+	if err != nil {
+		return fmt.Errorf("finding the run directory: %w", err)
+	}
 	var errs []error
 	objects := make(map[string]bool, len(list.Items))
 	for i := range list.Items {
@@ -67,7 +72,7 @@ func sweepObjects(ctx context.Context, c SweepConfig, swept []sandbox.Record) er
 		e, ok := known[id]
 		pods := c.Client.Pods(object.Namespace)
 		switch {
-		case id == "", ok && e.Live:
+		case id == "", object.Annotations[RunDirAnnotation] != runDir, ok && e.Live:
 		case ok && e.Ended():
 			if !finished(object) {
 				errs = append(errs, ignoreGone(sendStatus(ctx, pods, object.Name, object.UID, lastStatus(object, e))))

@@ -75,13 +75,11 @@ func ReadHost(path, resolvedPath string) (c Config, notes []string, err error) {
 		return Config{}, nil, err
 	}
 	if slices.Contains(c.Nameservers, resolvedStub) {
-		real, err := readFile(resolvedPath)
-		switch {
-		case err == nil:
+		if _, err := os.Stat(resolvedPath); err == nil {
+			if c, err = readFile(resolvedPath); err != nil {
+				return Config{}, nil, err
+			}
 			notes = append(notes, fmt.Sprintf("%s names systemd-resolved's stub %s, which a pod cannot reach: using %s", path, resolvedStub, resolvedPath))
-			c = real
-		case !errors.Is(err, os.ErrNotExist):
-			return Config{}, nil, err
 		}
 	}
 	kept := c.Nameservers[:0:0]
@@ -98,6 +96,9 @@ func ReadHost(path, resolvedPath string) (c Config, notes []string, err error) {
 
 func readFile(path string) (Config, error) {
 	f, err := os.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return Config{}, fmt.Errorf("this host has no %s: create it, if need be empty", path)
+	}
 	if err != nil {
 		return Config{}, fmt.Errorf("reading the host's resolver configuration: %w", err)
 	}

@@ -63,27 +63,34 @@ func Pause() error {
 	}
 	debug.FreeOSMemory()
 	defer runtime.KeepAlive(lifeline) // else its descriptor is closed one day
-	return c.keepFiles(int(lifeline.Fd()), mounts)
+	return c.keepFiles(int(lifeline.Fd()), mounts, watchNames("/etc"))
 }
 
 // keepFiles puts the pod's files back over the host's whenever they are gone,
 // until the lifeline ends. The kernel takes a mount away when its mount point
 // is replaced or removed in another mount namespace (rename(2) since Linux
-// 3.18), and that is how DHCP clients and the like write resolv.conf.
-func (c *pauseConfig) keepFiles(lifeline, mounts int) error {
+// 3.18), and that is how DHCP clients and the like write resolv.conf. Where it is
+// a symbolic link that is replaced, no mount goes, but a name in /etc changes.
+func (c *pauseConfig) keepFiles(lifeline, mounts, names int) error {
 	// The event comes while the kernel still takes the mount away, and a file
 	// may be missing for a while: looked at again until all is well a few times
 	// in a row, ever more seldom.
 	const first, last, enough = 50, 1600, 4 // ms, ms, times
 	again, well := first, 0
+	idle := -1
+	if names < 0 {
+		idle = 10_000 // ms; then a replaced link is only seen by looking
+	}
 	fds := []unix.PollFd{
 		{Fd: int32(lifeline), Events: unix.POLLIN},
 		{Fd: int32(mounts), Events: unix.POLLPRI}, // the mounts changed, proc(5)
+		{Fd: int32(names), Events: unix.POLLIN}, // passed over if negative, poll(2)
 	}
+	events := make([]byte, 4096)
 	for {
 		timeout := again
 		if well >= enough {
-			timeout = -1
+			timeout = idle
 		}
 		if _, err := unix.Poll(fds, timeout); err != nil && err != unix.EINTR {
 			return fmt.Errorf("watching the mounts: %w", err)
@@ -92,8 +99,11 @@ func (c *pauseConfig) keepFiles(lifeline, mounts int) error {
 			return nil
 		}
 		well, again = well+1, min(2*again, last)
-		if fds[1].Revents != 0 {
+		if fds[1].Revents|fds[2].Revents != 0 {
 			well, again = 0, first
+		}
+		if fds[2].Revents != 0 {
+			_, _ = unix.Read(names, events) // which ones does not matter
 		}
 		for target, source := range c.Files {
 			if !sameFile(target, source) {
@@ -102,6 +112,20 @@ func (c *pauseConfig) keepFiles(lifeline, mounts int) error {
 			}
 		}
 	}
+}
+
+// watchNames makes an inotify instance that tells of names that come or go in
+// dir. It is -1 if there are no more to be had (fs.inotify.max_user_instances).
+func watchNames(dir string) int {
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		return -1
+	}
+	if _, err := unix.InotifyAddWatch(fd, dir, unix.IN_MOVED_TO|unix.IN_CREATE|unix.IN_DELETE); err != nil {
+		_ = unix.Close(fd)
+		return -1
+	}
+	return fd
 }
 
 func sameFile(a, b string) bool {

@@ -287,6 +287,61 @@ func TestFilesStay(t *testing.T) {
 	if text, err := os.ReadFile("/etc/resolv.conf"); err != nil || string(text) != theirs {
 		t.Errorf("the host's own file: %q, %v", text, err)
 	}
+
+	// A link, as systemd-resolved has it, becomes another link, then a file.
+	for _, text := range []string{"one", "two"} {
+		if err := os.WriteFile("/run/"+text, []byte(theirs), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	replace := func(with func(path string) error) {
+		t.Helper()
+		if err := errors.Join(with("/etc/resolv.conf.new"), os.Rename("/etc/resolv.conf.new", "/etc/resolv.conf")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	replace(func(path string) error { return os.Symlink("/run/one", path) })
+	linked := build(t, t.TempDir(), "b")
+	is := func(what string) {
+		t.Helper()
+		eventually(t, what, func() bool { return output(t, linked, "cat /etc/resolv.conf 2>&1 || true") == ours })
+	}
+	is("the pod's resolv.conf behind a link")
+	replace(func(path string) error { return os.Symlink("/run/two", path) })
+	is("the pod's resolv.conf behind another link")
+	replace(func(path string) error { return os.WriteFile(path, []byte(theirs), 0o644) })
+	is("the pod's resolv.conf where a link was")
+}
+
+// A record cut short by a crash does not hide what is left, or hold up others.
+func TestTornRecord(t *testing.T) {
+	nodetest.Need(t)
+	dir := t.TempDir()
+	before := hostState(t, dir)
+	whole := claim(t, dir, "whole")
+	for i, text := range []string{"", "{", `{"id":"x","addrs":["nonsense"]}`} {
+		torn := filepath.Join(dir, podsDir, fmt.Sprintf("torn%d", i))
+		if err := os.Mkdir(torn, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(torn, recordFile), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		run(t, "ip", "link", "add", fmt.Sprint("ruttorn", i), "type", "veth", "peer", "name", fmt.Sprint("peer", i))
+	}
+	pods, err := List(dir)
+	if err != nil || len(pods) != 4 {
+		t.Fatalf("%d pods, %v", len(pods), err)
+	}
+	if _, err := Sweep(context.Background(), dir, false); err != nil {
+		t.Fatal(err)
+	}
+	if err := whole.Remove(); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(before, hostState(t, dir)); diff != "" {
+		t.Errorf("left behind (-before +after):\n%s", diff)
+	}
 }
 
 func TestNSCDIsHidden(t *testing.T) {
