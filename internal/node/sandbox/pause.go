@@ -84,7 +84,7 @@ func (c *pauseConfig) keepFiles(lifeline, mounts, names int) error {
 	fds := []unix.PollFd{
 		{Fd: int32(lifeline), Events: unix.POLLIN},
 		{Fd: int32(mounts), Events: unix.POLLPRI}, // the mounts changed, proc(5)
-		{Fd: int32(names), Events: unix.POLLIN}, // passed over if negative, poll(2)
+		{Fd: int32(names), Events: unix.POLLIN},   // passed over if negative, poll(2)
 	}
 	events := make([]byte, 4096)
 	for {
