@@ -23,6 +23,7 @@ import (
 	"github.com/rutter-project/rutter/internal/dns/plugin/header"
 	"github.com/rutter-project/rutter/internal/dns/plugin/health"
 	"github.com/rutter-project/rutter/internal/dns/plugin/hosts"
+	external "github.com/rutter-project/rutter/internal/dns/plugin/k8s_external"
 	"github.com/rutter-project/rutter/internal/dns/plugin/kubernetes"
 	"github.com/rutter-project/rutter/internal/dns/plugin/loadbalance"
 	localnames "github.com/rutter-project/rutter/internal/dns/plugin/local"
@@ -109,7 +110,7 @@ func List(stores kubernetes.Stores) []plugin.Entry {
 		{"route53", nil, answers},
 		{"azure", nil, answers},
 		{"clouddns", nil, answers},
-		{"k8s_external", nil, local},
+		{"k8s_external", external.Setup, local},
 		{"kubernetes", kubernetes.Setup(stores), local},
 		{"file", file.Setup, local},
 		{"auto", auto.Setup, local},
