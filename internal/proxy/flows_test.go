@@ -4,6 +4,7 @@ import (
 	"net"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/rutter-project/rutter/internal/catalog"
 	"github.com/rutter-project/rutter/internal/proxy/testnet"
@@ -78,7 +79,7 @@ func TestUDPFlows(t *testing.T) {
 		w.sync()
 		w.cat.RemoveSlice("default", slice("web", f.a).Name)
 		for front, c := range conns {
-			if got := testnet.Answer(c); got[:1] == "b" {
+			if got := testnet.AnswerWithin(c, 300*time.Millisecond); got[:1] == "b" {
 				t.Errorf("service deleted, %s: the flow still reaches %q", front, got)
 			}
 		}

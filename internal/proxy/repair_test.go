@@ -124,7 +124,7 @@ func TestRestart(t *testing.T) {
 	w.start(proxy.Config{Node: "node", IPv4: true, IPv6: true, Detect: w.detect, ServiceCIDRs: w.serviceCIDRs, NoCounters: true})
 	w.expect(w.client, "tcp", "10.96.0.2:80", "a 10.244.0.9")
 	w.sync()
-	if got := w.client.Ask("tcp", "10.96.0.2:80", ""); got != testnet.Silence {
+	if got := w.client.Brief().Ask("tcp", "10.96.0.2:80", ""); got != testnet.Silence {
 		t.Errorf("a service deleted meanwhile: %q", got)
 	}
 

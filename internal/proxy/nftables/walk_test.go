@@ -145,7 +145,7 @@ func TestRandomWalk(t *testing.T) {
 	}
 	ctx := context.Background()
 	must(d.Adopt(ctx, now))
-	steps := 400
+	steps := 200
 	if testing.Short() {
 		steps = 60
 	}

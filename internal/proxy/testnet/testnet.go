@@ -24,6 +24,8 @@ type Space struct {
 	Name string
 	t    testing.TB
 	ns   netns.NsHandle
+	// brief makes Ask take silence for an answer soon.
+	brief bool
 }
 
 // New makes a namespace with its loopback up. It skips the test without the
@@ -264,13 +266,28 @@ func (s *Space) Ask(network, addr, local string) string {
 		return outcome(err)
 	}
 	defer c.Close()
-	return Answer(c)
+	return AnswerWithin(c, s.patience())
+}
+
+// Brief is the same namespace for one who expects silence, and does not want to
+// wait for it long.
+func (s *Space) Brief() *Space {
+	b := *s
+	b.brief = true
+	return &b
+}
+
+func (s *Space) patience() time.Duration {
+	if s.brief {
+		return soon
+	}
+	return patience
 }
 
 // Dial connects from inside the namespace.
 func (s *Space) Dial(network, addr, local string) (c net.Conn, err error) {
 	s.Do(func() {
-		d := net.Dialer{Timeout: patience}
+		d := net.Dialer{Timeout: s.patience()}
 		if local != "" {
 			ip := net.ParseIP(local)
 			d.LocalAddr = &net.TCPAddr{IP: ip}
@@ -283,18 +300,24 @@ func (s *Space) Dial(network, addr, local string) (c net.Conn, err error) {
 	return c, err
 }
 
-// How long silence must last to be called so. Answers come within
-// milliseconds; only tests that expect silence wait this long.
-const patience = 400 * time.Millisecond
+// How long silence must last to be called so: long where an answer is expected,
+// so that a busy machine fails no test.
+const (
+	patience = 5 * time.Second
+	soon     = 300 * time.Millisecond
+)
 
 // Answer reads the server's word. On UDP it sends a datagram first.
-func Answer(c net.Conn) string {
+func Answer(c net.Conn) string { return AnswerWithin(c, patience) }
+
+// AnswerWithin is Answer with a limit.
+func AnswerWithin(c net.Conn, limit time.Duration) string {
 	if _, ok := c.(*net.UDPConn); ok {
 		if _, err := c.Write([]byte("?")); err != nil {
 			return outcome(err)
 		}
 	}
-	_ = c.SetReadDeadline(time.Now().Add(patience))
+	_ = c.SetReadDeadline(time.Now().Add(limit))
 	buf := make([]byte, 2048)
 	n, err := c.Read(buf)
 	if err != nil {
