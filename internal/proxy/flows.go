@@ -92,6 +92,12 @@ func (p *Proxy) cleanFlows() {
 	}
 	node := conntrack.Node{Addrs: addrs}
 	if f.orphans {
+		// An orphan is what belongs to none of the front ends: all must be known.
+		for _, fronts := range f.held {
+			for front, endpoints := range fronts {
+				f.want(front, endpoints)
+			}
+		}
 		node.Orphans = p.cfg.ServiceCIDRs
 	}
 	n, err := f.cleaner.Clean(f.pending, node)
