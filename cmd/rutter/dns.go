@@ -88,6 +88,7 @@ func (f *dnsFlags) run(ctx context.Context, out io.Writer) error {
 	level := new(slog.LevelVar)
 	log := slog.New(corelog.New(out, level))
 	registry := prometheus.NewRegistry()
+	cluster.RegisterClientMetrics(registry)
 	clusters := cluster.New(context.WithoutCancel(ctx), log, registry, "rutter/"+v.Version)
 	plugins := order.List(clusters.Store)
 	if f.plugins {
