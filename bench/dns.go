@@ -15,7 +15,8 @@ import (
 )
 
 // corefile is the one that kubeadm installs, less lameduck (which only delays
-// the end) and with free ports. Both CoreDNS and Rutter read it.
+// the end) with free ports, and a zone that is
+// forwarded without a cache. Both CoreDNS and Rutter read it.
 const corefile = `.:{PORT} {
     errors
     health 127.0.0.1:{PORT1}
@@ -35,13 +36,9 @@ const corefile = `.:{PORT} {
     reload
     loadbalance
 }
-`
-
-// upstream answers for what is not in the cluster.
-const upstream = `.:{PORT} {
-    template IN A example.test {
-        answer "{{ .Name }} 300 IN A 192.0.2.1"
-    }
+nocache.test:{PORT} {
+    errors
+    forward . UPSTREAM
 }
 `
 
@@ -77,6 +74,9 @@ var querySets = []querySet{
 	}},
 	{"A, forwarded and cached", 0, func(r *rand.Rand, _ int) string {
 		return fmt.Sprintf("www-%d.example.test. A", r.IntN(1000))
+	}},
+	{"A, forwarded each time", 0, func(r *rand.Rand, _ int) string {
+		return fmt.Sprintf("www-%d.nocache.test. A", r.IntN(1000))
 	}},
 }
 
@@ -137,7 +137,7 @@ func (b *bench) dns(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	rounds, seconds := 3, 2
+	rounds, seconds := 5, 1
 	if b.short {
 		rounds, seconds = 1, 1
 	}
@@ -237,7 +237,7 @@ func (b *bench) observe(ctx context.Context, c *contender, set querySet, l load)
 // startContenders starts the servers. Those of Debian that are not installed
 // are left out.
 func (b *bench) startContenders(dir string, reg *peer.Registry) (all []*contender, err error) {
-	up, err := peer.StartCoreDNS(b.program("peers/coredns"), "upstream", dir, upstream)
+	up, err := startEcho(dir, "upstream")
 	if err != nil {
 		return nil, err
 	}
@@ -258,7 +258,7 @@ func (b *bench) startContenders(dir string, reg *peer.Registry) (all []*contende
 			return &contender{server: s}, err
 		},
 		"echo": func() (*contender, error) {
-			s, err := startEcho(dir)
+			s, err := startEcho(dir, "echo")
 			return &contender{server: s, blind: true}, err
 		},
 		"CoreDNS": func() (*contender, error) {
@@ -301,7 +301,8 @@ func (b *bench) startContenders(dir string, reg *peer.Registry) (all []*contende
 	return all, nil
 }
 
-func startEcho(dir string) (*peer.Nameserver, error) {
+// startEcho starts this program as the echo, or as the upstream.
+func startEcho(dir, kind string) (*peer.Nameserver, error) {
 	port, err := peer.Port()
 	if err != nil {
 		return nil, err
@@ -310,13 +311,9 @@ func startEcho(dir string) (*peer.Nameserver, error) {
 	if err != nil {
 		return nil, err
 	}
-	addr := fmt.Sprintf("127.0.0.1:%d", port)
-	p, err := peer.Start(peer.Command{Name: "echo", Dir: dir, Args: []string{self, "echo", addr}})
-	if err != nil {
-		return nil, err
-	}
-	s := &peer.Nameserver{Process: p, Addr: addr}
-	return s, nil
+	s := &peer.Nameserver{Addr: fmt.Sprintf("127.0.0.1:%d", port)}
+	s.Process, err = peer.Start(peer.Command{Name: kind, Dir: dir, Args: []string{self, kind, s.Addr}})
+	return s, err
 }
 
 func (b *bench) printMemory(all []*contender) error {

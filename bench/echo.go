@@ -15,6 +15,9 @@ import (
 // The bare echo is the limit for any DNS server on the machine: it receives a
 // datagram, sets the QR bit and sends it back, in batches, on one socket per
 // CPU. Nothing is looked at and nothing looked up.
+//
+// The upstream that the servers forward to is the same with an answer: one A
+// record for every question, so that it is never what limits them.
 
 const (
 	echoBatch  = 64   // datagrams per system call
@@ -28,8 +31,33 @@ type mmsghdr struct {
 	_   [4]byte
 }
 
+// reply turns a query of n bytes, in a buffer with room behind it, into its
+// reply and returns the reply's length.
+type reply func(b []byte, n int) int
+
+func replyEcho(b []byte, n int) int {
+	b[2] |= 0x80 // QR
+	return n
+}
+
+// replyA answers 192.0.2.1 with a TTL of 300 s. Whatever followed the question
+// goes.
+func replyA(b []byte, n int) int {
+	end := 12
+	for end < n && b[end] != 0 {
+		end += int(b[end]) + 1
+	}
+	end += 5 // the root, type and class
+	if end > n {
+		return 0
+	}
+	b[2], b[3] = 0x80|b[2]&0x79, 0x80 // QR, opcode and RD as asked; RA
+	copy(b[4:], []byte{0, 1, 0, 1, 0, 0, 0, 0})
+	return end + copy(b[end:], []byte{0xc0, 12, 0, 1, 0, 1, 0, 0, 1, 44, 0, 4, 192, 0, 2, 1})
+}
+
 // echo answers on addr until the process ends.
-func echo(addr string) error {
+func echo(addr string, f reply) error {
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
 		var err error
 		return errors.Join(c.Control(func(fd uintptr) {
@@ -48,13 +76,13 @@ func echo(addr string) error {
 		if err != nil {
 			return fmt.Errorf("echo: %w", err)
 		}
-		go func() { failed <- echoSocket(conn) }()
+		go func() { failed <- echoSocket(conn, f) }()
 	}
 	return <-failed
 }
 
 // echoSocket serves one socket. Go's poller parks it when nothing is there.
-func echoSocket(conn syscall.RawConn) error {
+func echoSocket(conn syscall.RawConn, f reply) error {
 	var (
 		msgs    [echoBatch]mmsghdr
 		vectors [echoBatch]unix.Iovec
@@ -69,7 +97,7 @@ func echoSocket(conn syscall.RawConn) error {
 	var received, sent int
 	receive := func(fd uintptr) bool {
 		for i := range msgs {
-			vectors[i].Len = echoBuffer
+			vectors[i].Len = echoBuffer - 64 // room for an answer
 			msgs[i].hdr.Namelen = unix.SizeofSockaddrInet4
 		}
 		n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&msgs)), echoBatch, unix.MSG_DONTWAIT, 0, 0)
@@ -98,8 +126,7 @@ func echoSocket(conn syscall.RawConn) error {
 			return fmt.Errorf("echo: %w", err)
 		}
 		for i := range received {
-			buffers[i][2] |= 0x80 // QR
-			vectors[i].Len = uint64(msgs[i].n)
+			vectors[i].Len = uint64(f(buffers[i][:], int(msgs[i].n)))
 		}
 		sent = 0
 		if err := conn.Write(send); err != nil {

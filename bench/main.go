@@ -51,8 +51,13 @@ type bench struct {
 }
 
 func main() {
-	if len(os.Args) == 3 && os.Args[1] == "echo" {
-		fatal(echo(os.Args[2]))
+	if len(os.Args) == 3 {
+		switch os.Args[1] {
+		case "echo":
+			fatal(echo(os.Args[2], replyEcho))
+		case "upstream":
+			fatal(echo(os.Args[2], replyA))
+		}
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	err := run(ctx, os.Args[1:])
