@@ -152,7 +152,7 @@ type Conn struct {
 
 // What one transaction may be at most: the kernel holds its nf_tables lock for
 // as long as it lasts, some 20 ms for this much.
-const maxTransaction = 1 << 20
+const maxTransaction = 512 << 10
 
 // How long the kernel may take to answer before the state is taken for
 // unknown.

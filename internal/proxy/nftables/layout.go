@@ -322,7 +322,10 @@ func (l *rules) nodePortFront() rule { return l.frontAt(l.r.proto, true) }
 func (l *rules) frontAt(reg uint32, nodePort bool) rule {
 	addr := l.loadDst(reg + 1)
 	if nodePort {
-		addr = rule{&expr.Immediate{Register: reg + 1, Data: make([]byte, l.addrLen())}}
+		// The zero address. A constant would do, but nft has no words for one
+		// in the middle of a key.
+		none := make([]byte, l.addrLen())
+		addr = append(addr, &expr.Bitwise{SourceRegister: reg + 1, DestRegister: reg + 1, Len: l.addrLen(), Mask: none, Xor: none})
 	}
 	return join(loadProto(reg), addr, loadPort(reg+1+l.addrLen()/4, 2))
 }
