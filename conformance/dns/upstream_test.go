@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"github.com/miekg/dns"
+
+	"github.com/rutter-project/rutter/conformance/peer"
 )
 
 // upstream is the resolver that both servers forward to. It behaves as the
@@ -17,7 +19,11 @@ type upstream struct {
 }
 
 func startUpstream() (*upstream, error) {
-	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+	port, err := peer.Port() // for both UDP and TCP
+	if err != nil {
+		return nil, err
+	}
+	pc, err := net.ListenPacket("udp", fmt.Sprintf("127.0.0.1:%d", port))
 	if err != nil {
 		return nil, err
 	}
