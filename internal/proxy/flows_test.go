@@ -67,15 +67,15 @@ func TestUDPFlows(t *testing.T) {
 		}, "a")
 		change("endpoint replaced", func() { w.cat.ApplySlice(slice("web", f.b)) }, "b")
 		change("endpoint added", func() { w.cat.ApplySlice(slice("web", f.a, f.b)) }, "b")
-		change("node in another zone", func() {
-			n := *w.cat.Node("node")
-			n.Zone += "z"
-			w.cat.ApplyNode(&n)
-		}, "b")
 		change("endpoint draining", func() {
 			s := slice("web", f.a, f.b)
 			s.Endpoints[1].Conditions = catalog.Serving | catalog.Terminating
 			w.cat.ApplySlice(s)
+		}, "b")
+		change("node in another zone", func() {
+			n := *w.cat.Node("node")
+			n.Zone += "z"
+			w.cat.ApplyNode(&n)
 		}, "b")
 		change("endpoint gone", func() { w.cat.ApplySlice(slice("web", f.a)) }, "a")
 		change("last endpoint gone", func() { w.cat.RemoveSlice("default", slice("web", f.a).Name) }, testnet.Refused)
