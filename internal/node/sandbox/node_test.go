@@ -152,3 +152,30 @@ func TestNodeWithPods(t *testing.T) {
 		}
 	}
 }
+
+func TestSingleFamily(t *testing.T) {
+	nodetest.Need(t)
+	for _, cidr := range dual {
+		dir := t.TempDir()
+		s, err := Claim(Config{RunDir: dir, Namespace: "default", Pod: "single", PodCIDRs: []netip.Prefix{cidr}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Build(context.Background(), files("single")); err != nil {
+			t.Fatal(err)
+		}
+		answerIn(t, s.Record.NetNS, "[::]:80")
+		conn, err := net.DialTimeout("tcp", net.JoinHostPort(s.Record.Addrs[0].String(), "80"), 5*time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, _ := io.ReadAll(conn)
+		_ = conn.Close()
+		if got, want := strings.TrimPrefix(string(text), "::ffff:"), Gateway(cidr).String(); got != want {
+			t.Errorf("%s: seen as %s, want %s", cidr, got, want)
+		}
+		if err := s.Remove(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
