@@ -149,7 +149,12 @@ func (h *handler) synthesize(r, denial, m *dns.Msg) *dns.Msg {
 	out := new(dns.Msg)
 	out.SetReply(r)
 	out.Truncated = m.Truncated
-	out.Ns, out.Extra = m.Ns, m.Extra
+	out.Ns = m.Ns
+	for _, rr := range m.Extra {
+		if rr.Header().Rrtype != dns.TypeOPT { // that was between this server and the other
+			out.Extra = append(out.Extra, rr)
+		}
+	}
 	for _, rr := range m.Answer {
 		if a, ok := rr.(*dns.A); ok {
 			rr = &dns.AAAA{

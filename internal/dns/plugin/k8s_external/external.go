@@ -160,10 +160,12 @@ func (a *answer) header(owner string, rrtype uint16) dns.RR_Header {
 	return dns.RR_Header{Name: owner, Rrtype: rrtype, Class: dns.ClassINET, Ttl: a.ttl}
 }
 
+// soa has no serial: nobody can follow the zone by transfers, and CoreDNS too
+// begins with 0.
 func (a *answer) soa() dns.RR {
 	return &dns.SOA{
 		Hdr: a.header(a.zone, dns.TypeSOA), Ns: join("ns1."+a.apex, a.zone), Mbox: join("hostmaster."+a.apex, a.zone),
-		Serial: a.cluster.Serial(), Refresh: 7200, Retry: 1800, Expire: 86400, Minttl: a.ttl,
+		Refresh: 7200, Retry: 1800, Expire: 86400, Minttl: a.ttl,
 	}
 }
 
@@ -200,7 +202,7 @@ func (a *answer) own() bool {
 }
 
 // servers are the addresses of this server from outside: those of the services
-// that it is an endpoint of, or else its own.
+// that it is an endpoint of, or its own if there is no such service.
 func (a *answer) servers() []netip.Addr {
 	services, addrs := a.cluster.Own()
 	var outside []netip.Addr
@@ -211,10 +213,10 @@ func (a *answer) servers() []netip.Addr {
 			}
 		}
 	}
-	if len(outside) > 0 {
-		return outside
+	if len(services) == 0 {
+		return addrs
 	}
-	return addrs
+	return outside
 }
 
 // entrances are the addresses of a service from outside: external IPs, and what

@@ -38,10 +38,6 @@ func (k *Kubernetes) EndpointLabel(ep *catalog.Endpoint) string {
 	return name
 }
 
-// Serial is the time of the last change, for SOA records; 0 until the picture
-// is complete.
-func (k *Kubernetes) Serial() uint32 { return k.serial() }
-
 // Own returns the services that this host is an endpoint of, and the host's
 // addresses.
 func (k *Kubernetes) Own() (services []*catalog.Service, addrs []netip.Addr) {
@@ -61,4 +57,35 @@ func (s *Store) All(yield func(catalog.ServiceName, catalog.Entry) bool) {
 			return
 		}
 	}
+}
+
+// Owns tells whether name (wire form, lower case) is one of a published service:
+// what the cache plugin knows of it from elsewhere is out of date then.
+func (k *Kubernetes) Owns(name []byte) bool {
+	var at [4]int // where the last labels before the zone begin
+	for n, off := 0, 0; off < len(name); n++ {
+		at[n%len(at)] = off
+		if z := k.zoneAt(name[off:]); z && n >= 3 {
+			svc, ns, under := at[(n-3)%4], at[(n-2)%4], at[(n-1)%4]
+			if string(name[under:off]) != "\x03svc" {
+				return false
+			}
+			s := k.view.service(name[svc:under], name[svc+1:ns], name[ns+1:under])
+			return s != nil && s.now.Load() != nil
+		} else if z || name[off] == 0 {
+			return false
+		}
+		off += 1 + int(name[off])
+	}
+	return false
+}
+
+// zoneAt tells whether name is the origin of one of the block's zones.
+func (k *Kubernetes) zoneAt(name []byte) bool {
+	for i := range k.zones {
+		if string(name) == string(k.zones[i].wire) {
+			return true
+		}
+	}
+	return false
 }

@@ -106,7 +106,9 @@ func (z *Zone) Direct(q *wire.Query, a *wire.Answer) (kind Kind, ok bool) {
 		return soa(NameError)
 	}
 	switch {
-	case len(n.sets) == 0:
+	case z.besideWildcard(n):
+		return 0, false
+	case z.bare(n) && len(n.rrs(q.Type)) == 0:
 		return soa(NoNode)
 	case len(n.rrs(dns.TypeCNAME)) > 0, n == z.apex && q.Type == dns.TypeNS:
 		return 0, false

@@ -14,7 +14,7 @@ type Kind uint8
 const (
 	Answer     Kind = iota // with records
 	NoData                 // the name has no such records
-	NoNode                 // as NoData, of a name that only has names below it
+	NoNode                 // as NoData, of a name without records of its own
 	NameError              // the name does not exist
 	Delegation             // the name is in a zone below
 	Failure                // an alias leads outside and nobody knew
@@ -38,8 +38,8 @@ type Query struct {
 	Outside func(name string, qtype uint16) (*dns.Msg, error)
 }
 
-// maxAliases is how many aliases of one zone are followed.
-const maxAliases = 8
+// maxAliases is how many aliases of one zone are followed after the first.
+const maxAliases = 9
 
 // Lookup answers q.
 func (z *Zone) Lookup(q Query) Result {
@@ -64,6 +64,8 @@ func (z *Zone) Lookup(q Query) Result {
 		return z.at(cut, q, "") // the parent's record (RFC 4035 §3.1.4.1)
 	case cut != nil:
 		return z.referral(cut, q.DO)
+	case n != nil && z.besideWildcard(n):
+		return z.at(z.nodes["\x01*"+parent(wire)], q, q.Name)
 	case n != nil:
 		return z.at(n, q, "")
 	}
@@ -75,6 +77,24 @@ func (z *Zone) Lookup(q Query) Result {
 		r.Ns = z.deny(r.Ns, wire, encloser.name)
 	}
 	return r
+}
+
+// besideWildcard tells whether a wildcard stands beside a name that has only
+// names below it. The name exists, so the wildcard should not stand for it (RFC
+// 4592 §2.2.2); CoreDNS lets it.
+func (z *Zone) besideWildcard(n *node) bool {
+	return n != z.apex && len(n.sets) == 0 && z.nodes["\x01*"+parent(n.name)] != nil
+}
+
+// bare tells whether a name has no records of its own. Those that make the zone
+// do not count, which matters for what falls through (as in CoreDNS).
+func (z *Zone) bare(n *node) bool {
+	for t := range n.sets {
+		if n != z.apex || t != dns.TypeSOA && t != dns.TypeNS && t != dns.TypeRRSIG {
+			return false
+		}
+	}
+	return true
 }
 
 // descend walks from the origin towards a name. It returns the name's node, or
@@ -116,7 +136,7 @@ func (z *Zone) at(n *node, q Query, owner string) Result {
 	list := named(n.signed(q.Type, q.DO), owner)
 	if len(n.rrs(q.Type)) == 0 {
 		r := Result{Kind: NoData, Ns: z.apex.signed(dns.TypeSOA, q.DO), Wildcard: wildcard}
-		if len(n.sets) == 0 && owner == "" {
+		if owner == "" && z.bare(n) {
 			r.Kind = NoNode
 		}
 		if q.DO {
@@ -160,8 +180,8 @@ func (z *Zone) follow(answer []dns.RR, target string, q Query) Result {
 		if !ok {
 			return Result{Kind: Failure}
 		}
-		if !z.within(wire) {
-			return z.outside(answer, target, q)
+		if !z.within(wire) || q.Type == dns.TypeNS || q.Type == dns.TypeSOA && wire == z.origin {
+			return z.outside(answer, target, q) // those of the origin are special
 		}
 		n, _, cut := z.descend(wire)
 		if cut != nil && len(cut.rrs(dns.TypeDNAME)) == 0 {
