@@ -87,14 +87,15 @@ func flags(m *dns.Msg) string {
 
 // records are the section's records but OPT as text, sorted. The serial of a
 // cluster zone's SOA is the time of the last change that the server saw; it is
-// compared in so far as it is a recent time.
+// compared in so far as it is a recent time. That of k8s_external is 0 until
+// the first change after CoreDNS's start; it is not compared.
 func records(rrs []dns.RR) []string {
 	var out []string
 	for _, rr := range rrs {
 		if rr.Header().Rrtype == dns.TypeOPT {
 			continue
 		}
-		if soa, ok := rr.(*dns.SOA); ok && strings.HasPrefix(soa.Ns, "ns.dns.") && soa.Serial > 1e9 {
+		if soa, ok := rr.(*dns.SOA); ok && (strings.HasPrefix(soa.Ns, "ns.dns.") && soa.Serial > 1e9 || strings.HasPrefix(soa.Ns, "ns1.dns.")) {
 			soa = dns.Copy(soa).(*dns.SOA)
 			soa.Serial = 1
 			rr = soa

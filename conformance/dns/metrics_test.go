@@ -91,8 +91,6 @@ var knownMetrics = []*knownMetric{
 		reason: "the plugin that answered; CoreDNS 1.14's is always the one behind prometheus, here errors"},
 	{pattern: regexp.MustCompile(`^coredns_dns_response_size_bytes\{.*sum$`),
 		reason: "names are compressed in answers of any size"},
-	{pattern: regexp.MustCompile(`^coredns_kubernetes_rest_client_`),
-		reason: "not there"},
 }
 
 type knownMetric struct {
