@@ -161,7 +161,7 @@ var changes = []scenario{
 			ask("out", both, "nodeport@n1", "a1(n1.gw)"),
 			ask("out", both, "external", "a1(n1.gw)"),
 			again("nodeport", "udp", "a1(n1.gw)"),
-			again("external", "udp", "r(out)", rutter("udp", "a1(n1.gw)", staleUDP)),
+			again("external", "udp", "a1(n1.gw)"),
 		}}}},
 	{name: "label-added", service: "", endpoints: "a1",
 		paths: []path{ask("ca", both, "cluster", "a1(ca)")},
@@ -245,10 +245,22 @@ var changes = []scenario{
 
 	// From here on one at a time: these disturb the others.
 	{name: "zone-changed", service: "", endpoints: "a1:zone=z1 b1:zone=z2", alone: true,
-		paths: []path{ask("ca", both, "cluster", "a1(ca)")},
+		paths: []path{
+			ask("ca", both, "cluster", "a1(ca)"),
+			open("pod", "ca", all, "cluster", "a1(ca)"),
+			open("other", "ca", all, "spread/cluster", "answer"), // a service that the zone does not matter to
+		},
 		steps: []step{
-			{what: "n1 moved to z2", also: zone("n1", "z2"), paths: []path{ask("ca", both, "cluster", "b1(ca)")}},
-			{what: "n1 moved back", also: zone("n1", "z1"), paths: []path{ask("ca", both, "cluster", "a1(ca)")}},
+			{what: "n1 moved to z2", also: zone("n1", "z2"), paths: []path{
+				ask("ca", both, "cluster", "b1(ca)"),
+				again("pod", all, "a1(ca)"),
+				same("other", all, "same"),
+			}},
+			{what: "n1 moved back", also: zone("n1", "z1"), paths: []path{
+				ask("ca", both, "cluster", "a1(ca)"),
+				again("pod", all, "a1(ca)"),
+				same("other", all, "same"),
+			}},
 		}},
 	{name: "proxy-stopped", service: "lb", endpoints: "a1 b1", alone: true,
 		paths: []path{
@@ -287,6 +299,9 @@ var changes = []scenario{
 				ask("ca", both, "cluster", "b1(ca)"),
 			}},
 			{what: "started after the deletion", act: startProxy, paths: []path{
+				ask("ca", both, "vip", "r(ca)"),
+			}},
+			{what: "and everything gone through again", also: fullSync, paths: []path{
 				ask("ca", both, "cluster", "silence", but("iptables", "r(ca)")),
 				ask("out", both, "vip", "r(out)"),
 				again("pod", "udp", "b1(ca)", rutter("", "silence", staleUDP)),
@@ -310,7 +325,7 @@ var changes = []scenario{
 			{what: "a service with the longest names, and b1 in the place of a1", also: createLong, endpoints: "b1",
 				pause: 3 * syncPeriod, blind: true, paths: []path{
 					ask("ca", both, "cluster", "b1(ca)", but("kube-proxy nftables", "a1(ca)"), rutter("nftables", "b1(ca)", longNames)),
-					ask("ca", both, "long/cluster", "a1(ca)", but("kube-proxy nftables", "silence"), rutter("nftables", "a1(ca)", longNames)),
+					ask("ca", both, "long/cluster", "refused", but("kube-proxy nftables", "silence"), rutter("nftables", "refused", longNames)),
 				}},
 			{what: "that service deleted", also: removeLong, paths: []path{ask("ca", both, "cluster", "b1(ca)")}},
 		}},

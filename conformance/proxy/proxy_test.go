@@ -18,7 +18,7 @@ func TestProxy(t *testing.T) {
 		}
 	}
 	long := strings.Repeat("long", 16)[:63]
-	r.cluster.services["long"] = &service{namespace: long, name: long, index: 249, options: "long", endpoints: "a1"}
+	r.cluster.services["long"] = &service{namespace: long, name: long, index: 249, options: "long"}
 	r.start("main", nil, "n1", "n2")
 	t.Cleanup(r.stop)
 	r.run(chosen)
