@@ -3,6 +3,7 @@ package file
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 
 	"github.com/miekg/dns"
@@ -55,6 +56,9 @@ func Answer(ctx context.Context, q *plugin.Request, z *zone.Zone, fall plugin.Fa
 		return dns.RcodeRefused, nil // that is for the transfer plugin
 	}
 	res := z.Lookup(zone.Query{Name: q.Name(), Type: q.QType(), DO: q.Do(), Outside: func(name string, qtype uint16) (*dns.Msg, error) {
+		if t := plugin.TraceOf(ctx); t != nil && t.Depth >= maxDepth {
+			return nil, errLoop
+		}
 		return plugin.Lookup(ctx, q.W, q.Req, name, qtype)
 	}})
 	if len(res.Answer) == 0 && (res.Kind == zone.NameError || res.Kind == zone.NoNode) && fall.Through(q.Name()) {
@@ -78,6 +82,11 @@ func Answer(ctx context.Context, q *plugin.Request, z *zone.Zone, fall plugin.Fa
 	}
 	return dns.RcodeSuccess, q.W.WriteMsg(m)
 }
+
+// maxDepth is how often an alias may lead back into a zone (CoreDNS's number).
+const maxDepth = 8
+
+var errLoop = errors.New("aliases go in a circle")
 
 // find returns the file of the most specific zone that a name (wire form) is
 // in.
