@@ -124,7 +124,7 @@ func (f *dnsFlags) run(ctx context.Context, out io.Writer) error {
 	}
 	tuned, stop := context.WithCancel(context.Background())
 	defer stop()
-	go heap.Tune(tuned, 48<<20)
+	go heap.Tune(tuned, 32<<20)
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, unix.SIGINT, unix.SIGUSR1, unix.SIGQUIT, unix.SIGHUP)
 	defer signal.Stop(signals)

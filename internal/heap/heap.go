@@ -1,4 +1,5 @@
-// Package heap keeps the garbage collector from working hard on a small heap.
+// Package heap suits the garbage collector to a server: busy, it lets a small
+// heap grow before it collects; idle, it gives memory back.
 //
 // Go collects when the heap has doubled. A server with 5 MB of data and 100
 // MB/s of garbage then collects twenty times a second, which costs a quarter of
@@ -20,43 +21,67 @@ const (
 	// least is how much a heap beyond the floor may grow, in percent: at 40
 	// MB of data and 50 MB/s of garbage two to three collections a second.
 	least = 40
+	// idle is the garbage per period below which a server has nothing to do,
+	// or answers without making any.
+	idle = 2 << 20
+	// worthwhile is the garbage since memory was last given back that makes
+	// another collection for its sake worth its work.
+	worthwhile = 16 << 20
 )
 
 // Tune lets the heap grow to floor bytes between collections, or by 40 percent
-// if it is larger, until ctx ends. It does nothing when GOGC is set.
+// if it is larger, and gives memory back after a burst, until ctx ends. It
+// does nothing when GOGC is set.
 func Tune(ctx context.Context, floor uint64) {
 	if os.Getenv("GOGC") != "" {
 		return
 	}
-	was := 100
 	t := time.NewTicker(period)
 	defer t.Stop()
+	defer debug.SetGCPercent(100)
+	s := state{percent: 100}
 	for {
-		if now := percent(live(), floor); now > was*5/4 || now < was*4/5 {
-			debug.SetGCPercent(now)
-			was = now
+		was := s.percent
+		live, allocated := read()
+		if s.next(live, allocated, floor) {
+			debug.FreeOSMemory()
+		}
+		if s.percent != was {
+			debug.SetGCPercent(s.percent) // stops the world, if briefly
 		}
 		select {
 		case <-ctx.Done():
-			debug.SetGCPercent(100)
 			return
 		case <-t.C:
 		}
 	}
 }
 
-// percent is the growth that makes the heap reach the floor.
-func percent(live, floor uint64) int {
-	live = max(live, floor/32) // a start with nothing yet says little
-	return max(least, int(100*floor/live)-100)
+// state is what one look at the heap leaves for the next.
+type state struct {
+	percent   int
+	allocated uint64 // in all, at the last look
+	freed     uint64 // allocated when memory was last given back
 }
 
-// live is what the last collection left.
-func live() uint64 {
-	s := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
-	metrics.Read(s)
-	if s[0].Value.Kind() != metrics.KindUint64 {
-		return 0
+// next decides the growth until the next look, and whether to give memory back
+// now.
+func (s *state) next(live, allocated, floor uint64) (free bool) {
+	live = max(live, floor/32) // a start with nothing yet says little
+	if want := max(least, int(100*floor/live)-100); want > s.percent*5/4 || want < s.percent*4/5 {
+		s.percent = want
 	}
-	return s[0].Value.Uint64()
+	free = allocated-s.allocated < idle && allocated-s.freed > worthwhile
+	s.allocated = allocated
+	if free {
+		s.freed = allocated
+	}
+	return free
+}
+
+// read returns what the last collection left, and all that was ever allocated.
+func read() (live, allocated uint64) {
+	s := []metrics.Sample{{Name: "/gc/heap/live:bytes"}, {Name: "/gc/heap/allocs:bytes"}}
+	metrics.Read(s)
+	return s[0].Value.Uint64(), s[1].Value.Uint64()
 }

@@ -39,7 +39,7 @@ type Config struct {
 	Fatal func(error)
 
 	// MaxChain bounds the queries that are in the chain of plugins at a time,
-	// those waiting for upstreams included; 0 means 4096. Queries beyond it
+	// those waiting for upstreams included; 0 means 2048. Queries beyond it
 	// are dropped, those of the client that has most first.
 	MaxChain int
 	// MaxTCP bounds the TCP connections; 0 means 2048. One client address may
@@ -73,7 +73,7 @@ func New(cfg Config) (*Server, error) {
 		cfg.Registry = prometheus.NewRegistry()
 	}
 	if cfg.MaxChain == 0 {
-		cfg.MaxChain = 4096
+		cfg.MaxChain = 2048
 	}
 	if cfg.MaxTCP == 0 {
 		cfg.MaxTCP = 2048
