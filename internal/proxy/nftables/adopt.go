@@ -43,7 +43,16 @@ func (t *table) adopt(ctx context.Context, want []plan.Service) ([]Refusal, erro
 		t.numbers[parseNumber(data)>>endpointBits] = false
 	}
 	t.b.reset()
-	changes := make([]change, 0, len(want)+1)
+	// Part by part, so that the memory it takes does not grow with the cluster.
+	var changes []change
+	var refused []Refusal
+	flush := func() error {
+		r, err := t.run(ctx, changes)
+		refused = append(refused, r...)
+		t.b.reset()
+		changes = changes[:0]
+		return err
+	}
 	for i := range want {
 		// Everything the service needs, less what is there.
 		c := t.b.change(want[i].Name, nil, &want[i], t.rules.v6, func(p *port) *port { return t.asHeld(held, p) })
@@ -57,11 +66,15 @@ func (t *table) adopt(ctx context.Context, want []plan.Service) ([]Refusal, erro
 		for _, a := range c.new.local {
 			delete(held[setHairpins], string(appendAddr(appendAddr(nil, a), a)))
 		}
-		changes = append(changes, c)
+		if changes = append(changes, c); len(t.b.arena) >= t.conn.MaxBatch {
+			if err := flush(); err != nil {
+				return refused, err
+			}
+		}
 	}
 	maps.DeleteFunc(t.numbers, func(_ uint32, used bool) bool { return !used })
 	changes = append(changes, t.nodePortAddrs(held), t.leftover(held))
-	refused, err := t.run(ctx, changes)
+	err = flush()
 	t.b.release()
 	t.w.Buf = nil
 	if err != nil {
@@ -102,19 +115,25 @@ func (t *table) listSets() (*found, error) {
 // parseElement returns an element's key, with the end of its range if it is
 // one, and its data: the value, or a verdict's code and chain.
 func parseElement(elem []byte) (key, data string) {
+	k, d := appendParsed(nil, nil, elem)
+	return string(k), string(d)
+}
+
+// appendParsed is parseElement into buffers.
+func appendParsed(key, data, elem []byte) (k, d []byte) {
 	nfnetlink.Attributes(elem, func(typ uint16, v []byte) {
 		switch typ {
 		case unix.NFTA_SET_ELEM_KEY, nftaSetElemKeyEnd:
-			nfnetlink.Attributes(v, func(_ uint16, v []byte) { key += string(v) })
+			nfnetlink.Attributes(v, func(_ uint16, v []byte) { key = append(key, v...) })
 		case unix.NFTA_SET_ELEM_DATA:
 			nfnetlink.Attributes(v, func(typ uint16, v []byte) {
 				if typ == unix.NFTA_DATA_VALUE {
-					data = string(v)
+					data = append(data, v...)
 					return
 				}
 				nfnetlink.Attributes(v, func(typ uint16, v []byte) {
 					if typ == unix.NFTA_VERDICT_CODE || typ == unix.NFTA_VERDICT_CHAIN {
-						data += string(v)
+						data = append(data, v...)
 					}
 				})
 			})
@@ -127,6 +146,9 @@ func parseElement(elem []byte) (key, data string) {
 // and the numbers that session affinity knows them by.
 func (t *table) asHeld(held *found, p *port) *port {
 	have := &port{}
+	if len(held[setEndpoints])+len(held[setAffinityServices]) == 0 {
+		return have
+	}
 	if number, ok := held[setAffinityServices][string(appendFront(nil, p.key()))]; ok && p.Affinity != 0 {
 		t.recall(have, parseNumber(number))
 	}
@@ -184,17 +206,20 @@ func parseAddrPort(data string) netip.AddrPort {
 // missing returns the adds that are needed, with a delete before those that
 // replace something, and strikes from held what the service needs.
 func (t *table) missing(held *found, ops []op) []op {
-	out := make([]op, 0, 1)
+	if !slices.ContainsFunc(held[:], func(m map[string]string) bool { return len(m) > 0 }) {
+		return ops
+	}
+	var out []op
 	for _, o := range ops {
 		entry := t.b.arena[o.from:o.to]
-		var key, data string
-		nfnetlink.Attributes(entry, func(_ uint16, elem []byte) { key, data = parseElement(elem) })
-		was, ok := held[o.set][key]
-		delete(held[o.set], key)
-		if ok && was == data {
-			continue
-		}
+		t.key, t.data = t.key[:0], t.data[:0]
+		nfnetlink.Attributes(entry, func(_ uint16, elem []byte) { t.key, t.data = appendParsed(t.key, t.data, elem) })
+		was, ok := held[o.set][string(t.key)]
 		if ok {
+			delete(held[o.set], string(t.key))
+			if was == string(t.data) {
+				continue
+			}
 			from := uint32(len(t.b.arena))
 			t.b.arena = appendKeyOnly(t.b.arena, entry)
 			out = append(out, op{o.set, false, o.phase, true, from, uint32(len(t.b.arena))})

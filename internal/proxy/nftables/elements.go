@@ -29,7 +29,8 @@ func zero(v6 bool) netip.Addr {
 // target is the value of a map element: a verdict, or a number.
 type target struct {
 	code   int32
-	chain  string
+	chain  string // for a goto, if it is not to spread
+	spread spread
 	number uint32
 }
 
@@ -75,7 +76,7 @@ func (p *port) without(local bool) target {
 func (p *port) elements(yield func(element), need func(spread)) {
 	lead := func(set setID, f front, s spread) {
 		need(s)
-		yield(element{set: set, front: f, value: gotoChain(s.name())})
+		yield(element{set: set, front: f, value: target{code: unix.NFT_GOTO, spread: s}})
 	}
 	key := p.key()
 	stick := func(f front) {
@@ -215,8 +216,12 @@ func appendVerdict(b []byte, t target) []byte {
 	verdict := len(b)
 	b = nfnetlink.AppendNest(b, unix.NFTA_DATA_VERDICT)
 	b = nfnetlink.AppendUint32(b, unix.NFTA_VERDICT_CODE, uint32(t.code))
-	if t.chain != "" {
+	switch {
+	case t.chain != "":
 		b = nfnetlink.AppendString(b, unix.NFTA_VERDICT_CHAIN, t.chain)
+	case t.code == unix.NFT_GOTO:
+		var name [96]byte
+		b = nfnetlink.AppendAttr(b, unix.NFTA_VERDICT_CHAIN, append(t.spread.appendName(name[:0]), 0))
 	}
 	nfnetlink.EndNest(b, verdict)
 	nfnetlink.EndNest(b, data)

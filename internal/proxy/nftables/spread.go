@@ -40,19 +40,23 @@ type spread struct {
 // localSlots is where the slots of the local list begin.
 const localSlots = 1 << 31
 
-func (s spread) name() string {
-	name := [...]string{"cluster-ip", "external", "nodeport"}[s.front]
+func (s spread) name() string { return string(s.appendName(nil)) }
+
+func (s spread) appendName(b []byte) []byte {
+	b = append(b, [...]string{"cluster-ip", "external", "nodeport"}[s.front]...)
 	if s.local {
-		name += "-local"
+		b = append(b, "-local"...)
 	}
 	if s.front != clusterIPFront && !s.local && s.marking == markNever {
-		name += "-shortcut"
+		b = append(b, "-shortcut"...)
 	}
-	name += "-" + strconv.Itoa(s.n)
+	b = append(b, '-')
+	b = strconv.AppendInt(b, int64(s.n), 10)
 	if s.affinity != 0 {
-		name += "-affinity-" + strconv.Itoa(int(s.affinity/time.Second))
+		b = append(b, "-affinity-"...)
+		b = strconv.AppendInt(b, int64(s.affinity/time.Second), 10)
 	}
-	return name
+	return b
 }
 
 func (l *rules) spreadChain(s spread) chain {

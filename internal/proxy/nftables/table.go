@@ -34,6 +34,8 @@ type table struct {
 
 	w batch // the transaction being built
 	b builder
+
+	key, data []byte // of an element that is compared
 }
 
 func newTable(c *nfnetlink.Conn, v6 bool, cfg *Config) *table {
