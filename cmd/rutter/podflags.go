@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"os/user"
 	"strconv"
 	"strings"
 	"time"
@@ -14,13 +15,14 @@ import (
 
 	"github.com/rutter-project/rutter/internal/kubeapi"
 	"github.com/rutter-project/rutter/internal/node/pod"
+	"github.com/rutter-project/rutter/internal/node/sandbox"
 )
 
 // job is a pod's specification as flags give it.
 type job struct {
 	pod.Job
 	podCIDRs, labels, ports, env       []string
-	dnsPolicy                          string
+	user, dnsPolicy                    string
 	dns, dnsSearch, dnsOptions         []string
 	readiness                          string
 	initialDelay, period, timeout      time.Duration
@@ -41,6 +43,7 @@ func (j *job) register(f *pflag.FlagSet) {
 	f.StringArrayVar(&j.ports, "port", nil, "port the process listens on, as [NAME=]NUMBER[/tcp|udp|sctp]")
 	f.StringArrayVarP(&j.env, "env", "e", nil, "environment variable, as NAME=VALUE, or NAME to take the caller's")
 	f.StringVarP(&j.Spec.Dir, "workdir", "w", "", "working directory (default the present one)")
+	f.StringVarP(&j.user, "user", "u", "", "user to run the command as, as NAME|UID[:GROUP|GID] (default the caller)")
 	f.BoolVar(&j.Spec.Remove, "rm", false, "take the pod out of the API when the process ends (else it stays, Succeeded or Failed, until it is stopped)")
 	f.DurationVar(&j.Spec.Grace, "grace", pod.DefaultGrace, "time for the process to end between TERM and KILL")
 
@@ -96,6 +99,9 @@ func (j *job) complete(command []string) (err error) {
 	if j.Spec.Env, err = parseEnv(j.env); err != nil {
 		return usageError{err}
 	}
+	if err := j.completeUser(); err != nil {
+		return usageError{err}
+	}
 	if err := j.completeDNS(); err != nil {
 		return usageError{err}
 	}
@@ -106,6 +112,57 @@ func (j *job) complete(command []string) (err error) {
 		return usageError{err}
 	}
 	return nil
+}
+
+// completeUser looks the user up on this host and sets what a login would:
+// groups, HOME, USER and LOGNAME.
+func (j *job) completeUser() error {
+	if j.user == "" {
+		return nil
+	}
+	name, group, hasGroup := strings.Cut(j.user, ":")
+	u, err := user.Lookup(name)
+	if err != nil {
+		u, err = user.LookupId(name)
+	}
+	var out sandbox.User
+	var groups []string
+	switch uid, nerr := strconv.ParseUint(name, 10, 32); {
+	case err == nil:
+		if groups, err = u.GroupIds(); err != nil {
+			return fmt.Errorf("--user %q: reading the user's groups: %w", j.user, err)
+		}
+		out.UID, out.GID = number(u.Uid), number(u.Gid)
+		j.Spec.Env = append([]string{"HOME=" + u.HomeDir, "USER=" + u.Username, "LOGNAME=" + u.Username}, j.Spec.Env...)
+	case nerr == nil: // nobody's number: as with chown, that is allowed
+		out.UID, out.GID = uint32(uid), uint32(uid)
+		j.Spec.Env = append([]string{"HOME=/"}, j.Spec.Env...)
+	default:
+		return fmt.Errorf("--user %q: this host has no user %s", j.user, name)
+	}
+	if hasGroup {
+		groups = nil
+		g, err := user.LookupGroup(group)
+		if err == nil {
+			group = g.Gid
+		}
+		gid, err := strconv.ParseUint(group, 10, 32)
+		if err != nil {
+			return fmt.Errorf("--user %q: this host has no group %s", j.user, group)
+		}
+		out.GID = uint32(gid)
+	}
+	for _, g := range groups {
+		out.Groups = append(out.Groups, number(g))
+	}
+	j.Spec.User = &out
+	return nil
+}
+
+// number reads an ID that the user database gave as text.
+func number(s string) uint32 {
+	n, _ := strconv.ParseUint(s, 10, 32)
+	return uint32(n)
 }
 
 func (j *job) completeDNS() error {

@@ -65,6 +65,13 @@ func TestRunFlags(t *testing.T) {
 		}, "[1.1.1.1] [a.example b.example]ndots2use-vctrue"},
 		{"--dns-policy Default true", func(j *job) any { return fmt.Sprint(j.Spec.DNSPolicy == corev1.DNSDefault, j.Spec.DNSConfig == nil) }, "true true"},
 		{"--pod-cidr 10.1.0.9/24,fd00::/64 true", func(j *job) any { return j.PodCIDRs }, "[10.1.0.0/24 fd00::/64]"},
+		{"--user nobody true", func(j *job) any {
+			return fmt.Sprint(j.Spec.User.UID, " ", j.Spec.User.GID, " ", j.Spec.Env[1:])
+		}, "65534 65534 [USER=nobody LOGNAME=nobody]"},
+		{"--user 0:12345 -e HOME=/x true", func(j *job) any {
+			return fmt.Sprint(j.Spec.User.UID, " ", j.Spec.User.GID, " ", j.Spec.User.Groups, " ", j.Spec.Env)
+		}, "0 12345 [] [HOME=/root USER=root LOGNAME=root HOME=/x]"},
+		{"--user 4000000000 true", func(j *job) any { return fmt.Sprint(*j.Spec.User, j.Spec.Env) }, "{4000000000 4000000000 []} [HOME=/]"},
 		{"--kubeconfig /k true", func(j *job) any { return j.Kubeconfig }, "/k"},
 	} {
 		j, err := parseRun(t, c.line)
@@ -99,6 +106,8 @@ func TestRunFlagErrors(t *testing.T) {
 		{"--dns-policy cluster true", `--dns-policy "cluster": want ClusterFirst, Default or None`},
 		{"--dns-policy None true", "--dns-policy None needs at least one --dns"},
 		{"--pod-cidr 10.1.0.0 true", `--pod-cidr "10.1.0.0": want a range`},
+		{"--user no-such-user true", `--user "no-such-user": this host has no user no-such-user`},
+		{"--user root:no-such-group true", `--user "root:no-such-group": this host has no group no-such-group`},
 		{"--grace -1s true", "grace period -1s is negative"},
 	} {
 		_, err := parseRun(t, c.line)

@@ -133,7 +133,7 @@ func (c *control) exec(ctx context.Context, conn *net.UnixConn, m *execMessage, 
 		dir = c.pod.spec.Dir
 	}
 	child, err := c.pod.box.Start(sandbox.Process{
-		Argv: m.Argv, Env: serviceenv.Merge(c.pod.env, m.Env), Dir: dir, Files: [3]*os.File(files), TTY: m.TTY,
+		Argv: m.Argv, Env: serviceenv.Merge(c.pod.env, m.Env), Dir: dir, User: c.pod.spec.User, Files: [3]*os.File(files), TTY: m.TTY,
 	})
 	if err != nil {
 		code := 1

@@ -84,6 +84,7 @@ func TestPods(t *testing.T) {
 		{"EndedPodStays", testEndedPodStays},
 		{"Object", testObject},
 		{"Environment", testEnvironment},
+		{"User", testUser},
 		{"Readiness", testReadiness},
 		{"Conditions", testConditions},
 		{"DeletedThroughTheAPI", testDeleted},
@@ -494,6 +495,29 @@ func testEnvironment(t *testing.T, f *fixture) {
 	}
 	if got := f.start(t, t.Context(), Spec{Name: "env", Namespace: "shop", Command: print, Remove: true}).output(t); got != "||443||env|path\n" {
 		t.Errorf("another namespace: %q", got)
+	}
+}
+
+// The process, its probes and what is executed beside it are the pod's user.
+func testUser(t *testing.T, f *fixture) {
+	as := &sandbox.User{UID: 1234, GID: 2345}
+	e := f.detach(t, Spec{Name: "u", User: as, Command: shell("id -u; exec sleep 1000"), Readiness: &corev1.Probe{
+		ProbeHandler: corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: shell(`test "$(id -u)" = 1234`)}},
+	}})
+	eventually(t, "ready by a probe of its user", func() bool { e, _ = Find(f.runDir, "default", "u"); return e.Ready })
+	var log strings.Builder
+	if err := Logs(t.Context(), &log, e, false); err != nil || log.String() != "1234\n" {
+		t.Errorf("log %q, %v", log.String(), err)
+	}
+	if code, err := Exec(t.Context(), e, Command{Argv: shell(`test "$(id -u):$(id -g)" = 1234:2345`), Files: [3]*os.File{os.Stdin, os.Stdout, os.Stderr}}, nil); code != 0 || err != nil {
+		t.Errorf("exec: %d, %v", code, err)
+	}
+	pod, err := f.pods().Get(t.Context(), "u")
+	if err != nil || *pod.Spec.SecurityContext.RunAsUser != 1234 || *pod.Spec.SecurityContext.RunAsGroup != 2345 {
+		t.Errorf("%+v, %v", pod.Spec.SecurityContext, err)
+	}
+	if err := f.stop(t, "u", 0); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -374,7 +374,7 @@ func (p *Pod) RunProbe(ctx context.Context, argv []string) (int, string, error) 
 		return 0, "", errors.Join(err, w.Close())
 	}
 	defer null.Close()
-	child, err := p.box.Start(sandbox.Process{Argv: argv, Env: p.env, Dir: p.spec.Dir, Files: [3]*os.File{null, w, w}})
+	child, err := p.box.Start(sandbox.Process{Argv: argv, Env: p.env, Dir: p.spec.Dir, User: p.spec.User, Files: [3]*os.File{null, w, w}})
 	err = errors.Join(err, w.Close())
 	if err != nil {
 		return 0, "", fmt.Errorf("probe command: %w", err)

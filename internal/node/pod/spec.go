@@ -12,6 +12,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/rutter-project/rutter/internal/node/sandbox"
 )
 
 const (
@@ -38,6 +40,7 @@ type Spec struct {
 	Command []string
 	Env     []string // NAME=value; above the services' variables
 	Dir     string   // working directory
+	User    *sandbox.User
 
 	Ports     []corev1.ContainerPort
 	Readiness *corev1.Probe
@@ -136,6 +139,13 @@ func (s *Spec) object(node, runDir, sandbox string) *corev1.Pod {
 				ReadinessProbe: s.Readiness,
 			}},
 		},
+	}
+	if s.User != nil {
+		uid, gid := int64(s.User.UID), int64(s.User.GID)
+		p.Spec.SecurityContext = &corev1.PodSecurityContext{RunAsUser: &uid, RunAsGroup: &gid}
+		for _, g := range s.User.Groups {
+			p.Spec.SecurityContext.SupplementalGroups = append(p.Spec.SecurityContext.SupplementalGroups, int64(g))
+		}
 	}
 	for _, v := range s.Env {
 		name, value, _ := strings.Cut(v, "=")

@@ -338,7 +338,7 @@ func (p *Pod) startProcess(stdio Stdio) (err error) {
 		p.logDone = make(chan error, 1)
 		go func() { p.logDone <- pump(log, r) }()
 	}
-	p.process, err = p.box.Start(sandbox.Process{Argv: p.spec.Command, Env: p.env, Dir: p.spec.Dir, Files: stdio.Files, TTY: stdio.TTY})
+	p.process, err = p.box.Start(sandbox.Process{Argv: p.spec.Command, Env: p.env, Dir: p.spec.Dir, User: p.spec.User, Files: stdio.Files, TTY: stdio.TTY})
 	return err
 }
 

@@ -159,6 +159,10 @@ func (n network) hostEnd() error {
 
 // podEnd sets up lo and eth0; the calling thread is in the pod's namespace.
 func (n network) podEnd() error {
+	// The network is the pod's own, so any of its users may have any port.
+	if err := route.SetSysctl("net/ipv4/ip_unprivileged_port_start", "0"); err != nil {
+		return err
+	}
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
 		return err

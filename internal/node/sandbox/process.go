@@ -21,6 +21,21 @@ type Process struct {
 	// of a terminal, which becomes the process's controlling one.
 	Files [3]*os.File
 	TTY   bool
+	// User is who the process is; nil is the caller.
+	User *User
+}
+
+// User is a process's user and groups.
+type User struct {
+	UID, GID uint32
+	Groups   []uint32 // supplementary
+}
+
+func (u *User) credential() *syscall.Credential {
+	if u == nil {
+		return nil
+	}
+	return &syscall.Credential{Uid: u.UID, Gid: u.GID, Groups: u.Groups}
 }
 
 // Exit codes of processes that could not be started, as shells and env(1) have
@@ -122,11 +137,17 @@ func (s *Sandbox) Start(p Process) (*Child, error) {
 		if err != nil {
 			return err
 		}
+		if p.TTY && p.User != nil {
+			// Programs open their terminal by its name, too.
+			if err := p.Files[0].Chown(int(p.User.UID), -1); err != nil {
+				return fmt.Errorf("giving the terminal to user %d: %w", p.User.UID, err)
+			}
+		}
 		child.process, err = os.StartProcess(path, p.Argv, &os.ProcAttr{
 			Dir:   p.Dir,
 			Env:   p.Env,
 			Files: p.Files[:],
-			Sys:   &syscall.SysProcAttr{Setsid: true, Setctty: p.TTY, Ctty: 0},
+			Sys:   &syscall.SysProcAttr{Setsid: true, Setctty: p.TTY, Ctty: 0, Credential: p.User.credential()},
 		})
 		switch {
 		case errors.Is(err, fs.ErrNotExist):

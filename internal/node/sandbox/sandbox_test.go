@@ -164,6 +164,30 @@ func TestOutsideIsUnchanged(t *testing.T) {
 	}
 }
 
+func TestUser(t *testing.T) {
+	nodetest.Need(t)
+	s := build(t, t.TempDir(), "a")
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	script := `id -u; id -g; id -G; cat /etc/resolv.conf; python3 -c "import socket; socket.create_server(('', 80)); print('port 80')"; kill -0 1 2>&1 | tail -c 24`
+	_, err = s.Start(Process{Argv: []string{"sh", "-c", script}, Env: os.Environ(), Dir: "/", Files: [3]*os.File{nil, w, w}, User: &User{UID: 1234, GID: 2345, Groups: []uint32{2345, 3456}}})
+	_ = w.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := io.ReadAll(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := "1234\n2345\n2345 3456\nnameserver 169.254.20.10\nport 80\n"
+	if !strings.HasPrefix(string(got), want) || !strings.Contains(string(got[len(want):]), "not permitted") {
+		t.Errorf("got  %q\nwant %q and no right to signal the first process", got, want)
+	}
+}
+
 func TestExitAndStartErrors(t *testing.T) {
 	nodetest.Need(t)
 	dir := t.TempDir()
