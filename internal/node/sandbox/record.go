@@ -85,8 +85,8 @@ func (d *Dir) Release() error { return d.lock.Close() }
 // Entry is a directory found in the run directory.
 type Entry struct {
 	Record
-	Dir  string
-	Live bool // its supervisor lives
+	Dir  string `json:"dir"`
+	Live bool   `json:"live"` // its supervisor lives
 }
 
 // List reads all pods of the run directory, oldest first. A missing run
