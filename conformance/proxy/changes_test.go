@@ -25,13 +25,6 @@ func rutter(words, outcome, deviation string) exception {
 	return exception{words: "rutter " + words, outcome: outcome, deviation: deviation}
 }
 
-// Rows of docs/compatibility.md.
-const (
-	staleUDP  = "UDP and SCTP flows whose endpoint, service or port is gone"
-	repair    = "tables changed or removed by another program"
-	longNames = "names of 63 characters"
-)
-
 // changes are the scenarios that something happens to.
 var changes = []scenario{
 	{name: "endpoint-replaced", service: "lb", endpoints: "a1",

@@ -78,7 +78,7 @@ func newColumn(env *environment, k kind, name string, edit func(kind) string, no
 	if err != nil {
 		return nil, err
 	}
-	c := &column{kind: k, world: w, env: env, dir: filepath.Join(env.dir, name, strings.ReplaceAll(k.String(), " ", "-")),
+	c := &column{kind: k, world: w, env: env, dir: filepath.Join(env.dir, strings.ReplaceAll(name, " ", "-"), strings.ReplaceAll(k.String(), " ", "-")),
 		edit: edit, nodes: nodes, proxies: make(map[string]*peer.Proxy), flows: make(map[string]*heldFlow)}
 	if err := os.MkdirAll(c.dir, 0o755); err != nil {
 		return nil, errors.Join(err, w.close())
@@ -94,7 +94,7 @@ func newColumn(env *environment, k kind, name string, edit func(kind) string, no
 
 // start starts the proxy of a node.
 func (c *column) start(node string) error {
-	block, rest := "", "clusterCIDR: "+podCIDRs+"\n"
+	block, rest := "", clusterCIDR
 	if c.edit != nil {
 		// Lines that are indented belong to the mode's block.
 		rest = ""
@@ -153,6 +153,32 @@ func (c *column) caughtUp(marker *service, port uint16, want string) error {
 		}
 	}
 	return nil
+}
+
+// keepFlows lets connection tracking remember flows for the length of the test:
+// those of UDP are looked at again after minutes, and those of SCTP never get
+// beyond the first two packets. Its settings are there once a proxy uses it.
+func (c *column) keepFlows() error {
+	for _, node := range c.nodes {
+		settings := []string{"net/netfilter/nf_conntrack_udp_timeout=3600", "net/netfilter/nf_conntrack_udp_timeout_stream=3600"}
+		if c.env.sctp {
+			settings = append(settings, "net/netfilter/nf_conntrack_sctp_timeout_cookie_wait=3600", "net/netfilter/nf_conntrack_sctp_timeout_cookie_echoed=3600")
+		}
+		if err := c.world.spaces[node].sysctl(settings...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// tracksSCTP tells whether the kernel's connection tracking knows SCTP.
+func (c *column) tracksSCTP() (yes bool) {
+	_ = c.world.spaces[c.nodes[0]].Do(func() error {
+		_, err := os.Stat("/proc/sys/net/netfilter/nf_conntrack_sctp_timeout_cookie_wait")
+		yes = err == nil
+		return nil
+	})
+	return yes
 }
 
 // tables is what a node's kernel holds. Of many lines those that mention one of

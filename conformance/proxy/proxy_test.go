@@ -19,8 +19,18 @@ func TestProxy(t *testing.T) {
 	}
 	long := strings.Repeat("long", 16)[:63]
 	r.cluster.services["long"] = &service{namespace: long, name: long, index: 249, options: "long"}
-	r.start("main", nil, "n1", "n2")
+	if len(chosen) > 0 {
+		r.start("main", nil, "n1", "n2")
+	}
 	t.Cleanup(r.stop)
-	r.run(chosen)
+	if len(chosen) > 0 {
+		r.run(chosen)
+	}
+	r.stop()
+	for _, v := range variants {
+		if matches(*onlyRows, v.name) {
+			r.runVariant(v)
+		}
+	}
 	r.report()
 }

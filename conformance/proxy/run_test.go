@@ -158,6 +158,7 @@ type result struct {
 type environment struct {
 	dir, rutter, kubeProxy string
 	registry               *peer.Registry
+	sctp                   bool // the kernel tracks it
 }
 
 // runner runs scenarios.
@@ -286,6 +287,10 @@ func (r *runner) run(scenarios []scenario) {
 	started := time.Now()
 	r.each(len(scenarios), func(i int) error { return r.cluster.put(r.ctx, r.cluster.services[scenarios[i].name]) })
 	r.barrier(1)
+	if r.env.sctp = r.columns[0].tracksSCTP(); !r.env.sctp {
+		r.t.Log("this kernel does not track SCTP (CONFIG_NF_CT_PROTO_SCTP): its rows are left out")
+	}
+	r.each(len(r.columns), func(i int) error { return r.columns[i].keepFlows() })
 	// kube-proxy in nftables mode drops packets to unallocated cluster IPs only
 	// from its first full sync on that comes after the news of the ServiceCIDRs,
 	// for which it does not wait when it starts: mostly that is an hour later.
@@ -329,6 +334,22 @@ func (r *runner) run(scenarios []scenario) {
 		}
 	}
 	r.t.Logf("rows done after %s", time.Since(started).Round(time.Millisecond))
+}
+
+// runVariant looks at rows under another configuration.
+func (r *runner) runVariant(v variant) {
+	started := time.Now()
+	for _, p := range v.paths {
+		name, _, _ := strings.Cut(p.to, "/")
+		if svc := r.cluster.services[name]; svc.object == nil {
+			r.each(1, func(int) error { return r.cluster.put(r.ctx, svc) })
+		}
+	}
+	r.start(v.name, v.config, "n1")
+	r.barrier(1)
+	r.look([]scenario{{name: v.name}}, func(scenario) (string, []path) { return "", v.paths })
+	r.stop()
+	r.t.Logf("%s: done after %s", v.name, time.Since(started).Round(time.Millisecond))
 }
 
 // change does what a step does to the API.
@@ -376,6 +397,9 @@ func (r *runner) look(scenarios []scenario, of func(scenario) (string, []path)) 
 		for _, s := range scenarios {
 			step, paths := of(s)
 			list := rows(s.name, step, paths)
+			if !r.env.sctp {
+				list = slices.DeleteFunc(list, func(r row) bool { return r.proto == "sctp" })
+			}
 			if strings.Contains(s.name, "affinity") {
 				look(list...)
 				continue

@@ -214,33 +214,35 @@ func newSpace(name string) (*space, error) {
 	if s.nl, err = netlink.NewHandleAt(ns.Handle()); err != nil {
 		return nil, errors.Join(err, ns.Close())
 	}
-	err = ns.Do(func() error {
-		for _, set := range []string{
-			"net/ipv4/ip_forward=1", "net/ipv6/conf/all/forwarding=1",
-			"net/ipv4/conf/all/rp_filter=0", "net/ipv4/conf/default/rp_filter=0",
-			"net/ipv4/conf/all/send_redirects=0", "net/ipv4/conf/default/send_redirects=0",
-			// Addresses are unique: no need to wait for the check.
-			"net/ipv6/conf/all/accept_dad=0", "net/ipv6/conf/default/accept_dad=0",
-			// Refusals are counted on: they must not be limited.
-			"net/ipv4/icmp_ratelimit=0", "net/ipv4/icmp_ratemask=0", "net/ipv6/icmp/ratelimit=0",
-			// Flows are looked at again after minutes, and SCTP's never get beyond the first two packets.
-			"net/netfilter/nf_conntrack_udp_timeout=3600", "net/netfilter/nf_conntrack_udp_timeout_stream=3600",
-			"net/netfilter/nf_conntrack_sctp_timeout_cookie_wait=3600", "net/netfilter/nf_conntrack_sctp_timeout_cookie_echoed=3600",
-			// One client opens more connections here than it has ports for, if each stays a minute.
-			"net/ipv4/tcp_tw_reuse=1", "net/ipv4/ip_local_port_range=32768 65000",
-		} {
-			key, value, _ := strings.Cut(set, "=")
-			if err := os.WriteFile("/proc/sys/"+key, []byte(value), 0); err != nil {
-				return fmt.Errorf("%s: %w", set, err)
-			}
-		}
-		return nil
-	})
+	err = s.sysctl(
+		"net/ipv4/ip_forward=1", "net/ipv6/conf/all/forwarding=1",
+		"net/ipv4/conf/all/rp_filter=0", "net/ipv4/conf/default/rp_filter=0",
+		"net/ipv4/conf/all/send_redirects=0", "net/ipv4/conf/default/send_redirects=0",
+		// Addresses are unique: no need to wait for the check.
+		"net/ipv6/conf/all/accept_dad=0", "net/ipv6/conf/default/accept_dad=0",
+		// Refusals are counted on: they must not be limited.
+		"net/ipv4/icmp_ratelimit=0", "net/ipv4/icmp_ratemask=0", "net/ipv6/icmp/ratelimit=0",
+		// One client opens more connections here than it has ports for, if each stays a minute.
+		"net/ipv4/tcp_tw_reuse=1", "net/ipv4/ip_local_port_range=32768 65000",
+	)
 	if err != nil {
 		s.nl.Close()
 		return nil, errors.Join(err, ns.Close())
 	}
 	return s, nil
+}
+
+// sysctl sets key=value in the namespace.
+func (s *space) sysctl(settings ...string) error {
+	return s.Do(func() error {
+		for _, set := range settings {
+			key, value, _ := strings.Cut(set, "=")
+			if err := os.WriteFile("/proc/sys/"+key, []byte(value), 0); err != nil {
+				return fmt.Errorf("setting %s in %s: %w", set, s.name, err)
+			}
+		}
+		return nil
+	})
 }
 
 // builder builds the network; it keeps the first error.
