@@ -27,6 +27,10 @@ It needs CAP_NET_ADMIN. On SIGTERM it ends and leaves the service addresses
 working; --cleanup removes them.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if f.Version {
+				fmt.Fprintln(cmd.OutOrStdout(), "Rutter", version.Get().Version)
+				return nil
+			}
 			if f.Cleanup {
 				return proxy.Cleanup()
 			}

@@ -86,6 +86,17 @@ func (c *claims) settle(s *plan.Service) (losers, heirs []catalog.ServiceName) {
 	return losers, heirs
 }
 
+// gone returns the services that hold front ends and are not in the catalogue.
+func (c *claims) gone(cat *catalog.Catalog) (names []catalog.ServiceName) {
+	for name := range c.held {
+		if e, ok := cat.Service(name); !ok || e.Service == nil {
+			names = append(names, name)
+		}
+	}
+	slices.SortFunc(names, compareNames)
+	return names
+}
+
 // asHeld takes out of the plan what another service has.
 func (c *claims) asHeld(s *plan.Service) {
 	prune(s, func(f frontEnd, _ rank) bool { return c.owners[f].name == s.Name })

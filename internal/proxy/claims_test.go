@@ -61,6 +61,11 @@ func TestClaims(t *testing.T) {
 	w.cat.ApplyService(external("one", "10.96.0.1", shared))
 	expect("one wants it back", shared+":80", "b "+nodeIP)
 	partial("one wants it back", "one")
+	moved := *w.cat.Node("node")
+	moved.Zone = "elsewhere"
+	w.cat.ApplyNode(&moved)
+	expect("everything was gone through", shared+":80", "b "+nodeIP)
+	partial("everything was gone through", "one")
 	w.cat.RemoveService(name("another"))
 	expect("another is gone", shared+":80", "a "+nodeIP)
 	partial("another is gone")

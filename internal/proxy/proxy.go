@@ -178,6 +178,9 @@ func (p *Proxy) Start(ctx context.Context) error {
 			p.log.Warn("addresses that this host gets later are not served node ports on", "err", err)
 		}
 	}
+	if rivals, err := data.Rivals(); err == nil && len(rivals) > 0 {
+		p.log.Warn("another service proxy has rules in this kernel, which may be in force before ours: stop kube-proxy and run kube-proxy --cleanup", "found", rivals)
+	}
 	opened = true
 	p.data, p.started = data, time.Now()
 	if len(p.cfg.NodeDNS) > 0 {
@@ -344,8 +347,9 @@ func (p *Proxy) adopt(ctx context.Context) error {
 		}
 		return true
 	})
+	// Who has a front end keeps it. Those that are gone release theirs first.
 	slices.SortFunc(names, compareNames)
-	p.claims = newClaims()
+	names = append(p.claims.gone(p.cat), names...)
 	clear(p.counts)
 	clear(p.skipped)
 	clear(p.refused)

@@ -2,6 +2,7 @@ package proxy_test
 
 import (
 	"context"
+	"log/slog"
 	"os/exec"
 	"strings"
 	"sync"
@@ -166,4 +167,29 @@ func TestNoPrivilege(t *testing.T) {
 	if err := p.Apply(context.Background(), catalog.Changes{Synced: true}); err == nil {
 		t.Error("Apply without a successful Start succeeded")
 	}
+}
+
+// What another proxy left is named at the start, and left alone.
+func TestRivals(t *testing.T) {
+	w := newWorld(t, nil)
+	w.proxy.Close()
+	var log strings.Builder
+	w.node.Do(func() {
+		script := "nft add table ip kube-proxy && nft add chain ip kube-proxy services && nft add table ip6 nat && nft add chain ip6 nat KUBE-SERVICES"
+		if out, err := exec.Command("sh", "-c", script).CombinedOutput(); err != nil {
+			t.Fatal(string(out))
+		}
+	})
+	w.start(proxy.Config{Node: "node", IPv4: true, IPv6: true, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	if got := log.String(); !strings.Contains(got, "[table ip kube-proxy table ip6 nat]") {
+		t.Errorf("logged %q", got)
+	}
+	w.node.Do(func() {
+		if err := proxy.Cleanup(); err != nil {
+			t.Fatal(err)
+		}
+		if out, _ := exec.Command("nft", "list", "tables").CombinedOutput(); string(out) != "table ip kube-proxy\ntable ip6 nat\n" {
+			t.Errorf("left are %q", out)
+		}
+	})
 }

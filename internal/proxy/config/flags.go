@@ -15,6 +15,7 @@ type Flags struct {
 	WriteConfigTo string
 	Cleanup       bool
 	InitOnly      bool
+	Version       bool
 	Master        string
 	Hostname      string
 	Config        *Config
@@ -36,6 +37,7 @@ func (f *Flags) Register(set *pflag.FlagSet) {
 	set.StringVar(&f.WriteConfigTo, "write-config-to", "", "write the configuration in force to this file, and exit")
 	set.BoolVar(&f.Cleanup, "cleanup", false, "remove everything from the kernel, and exit")
 	set.BoolVar(&f.InitOnly, "init-only", false, "do what needs full root (kernel settings), and exit")
+	set.BoolVar(&f.Version, "version", false, "print the version, and exit")
 	set.StringVar(&f.Master, "master", "", "URL of the API server, in place of the kubeconfig's")
 	set.StringVar(&f.Hostname, "hostname-override", "", "name of this node (default: the host's)")
 	set.StringVar(&c.ClientConnection.Kubeconfig, "kubeconfig", "", "kubeconfig (default: the credentials of the pod)")
