@@ -284,11 +284,16 @@ type udpReply struct {
 	local  netip.AddrPort
 	oob    []byte
 	req    *dns.Msg
+	addr   net.Addr // remote once more: plugins ask for it several times per query
 }
 
-func (w *udpReply) begin(req *dns.Msg)   { w.req = req }
+func (w *udpReply) begin(req *dns.Msg) {
+	w.req = req
+	w.addr = net.UDPAddrFromAddrPort(w.remote)
+}
+
 func (w *udpReply) LocalAddr() net.Addr  { return net.UDPAddrFromAddrPort(w.local) }
-func (w *udpReply) RemoteAddr() net.Addr { return net.UDPAddrFromAddrPort(w.remote) }
+func (w *udpReply) RemoteAddr() net.Addr { return w.addr }
 
 var packBuffers = sync.Pool{New: func() any { b := make([]byte, 4096); return &b }}
 
