@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -44,7 +45,7 @@ func look(t *testing.T, p *corev1.Probe, addr string, ports []corev1.ContainerPo
 }
 
 func TestHTTPGet(t *testing.T) {
-	var last *http.Request
+	var seen atomic.Pointer[http.Request]
 	mux := http.NewServeMux()
 	mux.HandleFunc("/status/", func(w http.ResponseWriter, r *http.Request) {
 		code, _ := strconv.Atoi(strings.TrimPrefix(r.URL.Path, "/status/"))
@@ -56,20 +57,23 @@ func TestHTTPGet(t *testing.T) {
 		http.Redirect(w, r, "http://other.invalid/", http.StatusFound)
 	})
 	mux.HandleFunc("/loop", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/loop", http.StatusFound) })
-	mux.HandleFunc("/hang", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+	// Until the test is over: a handler that ends when the client goes answers 200.
+	hang := make(chan struct{})
+	mux.HandleFunc("/hang", func(http.ResponseWriter, *http.Request) { <-hang })
 	mux.HandleFunc("/huge", func(w http.ResponseWriter, _ *http.Request) {
 		for range 1000 {
 			fmt.Fprintln(w, strings.Repeat("x", 1000))
 		}
 	})
 	record := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		last = r
+		seen.Store(r)
 		mux.ServeHTTP(w, r)
 	})
 	plain := httptest.NewServer(record)
 	defer plain.Close()
 	tls := httptest.NewTLSServer(record)
 	defer tls.Close()
+	defer close(hang)
 
 	for _, c := range []struct {
 		path string
@@ -106,6 +110,7 @@ func TestHTTPGet(t *testing.T) {
 	if got, why := look(t, &corev1.Probe{ProbeHandler: corev1.ProbeHandler{HTTPGet: g}}, addr, ports, nil); got != Success {
 		t.Fatal(why)
 	}
+	last := seen.Load()
 	if last.Host != "www.example" || strings.Join(last.Header["X-A"], ",") != "1,2" || !strings.HasPrefix(last.UserAgent(), "kube-probe/") || !last.Close {
 		t.Errorf("request: host %q, headers %v, close %t", last.Host, last.Header, last.Close)
 	}
