@@ -40,6 +40,10 @@ up: setup-up build ## run the whole system here, with a demo; Ctrl-C takes it do
 test: setup-test build ## everything that must hold: format, vet, staticcheck, unit tests with the race detector, end-to-end tests
 	@scripts/test.sh
 
+.PHONY: conformance
+conformance: setup-test build ## the same inputs to Rutter and to real CoreDNS and kube-proxy, outcomes compared (part of test)
+	@scripts/conformance.sh
+
 .PHONY: lint
 lint: setup-build ## gofmt, go vet and staticcheck
 	@scripts/lint.sh

@@ -16,7 +16,9 @@ curl curl
 nslookup bind9-dnsutils" ;;
 	test) needs up; echo "dig bind9-dnsutils
 nft nftables
-conntrack conntrack" ;;
+conntrack conntrack
+iptables iptables
+etcd etcd-server" ;;
 	bench) needs test; echo "dnsperf dnsperf" ;;
 	*) echo "setup.sh: unknown target $1 (build, up, test or bench)" >&2; exit 2 ;;
 	esac
@@ -36,6 +38,13 @@ if [ -n "${packages% }" ]; then
 	if command -v apt-get >/dev/null 2>&1 && [ "$(id -u)" = 0 ]; then
 		echo "setup: installing with apt-get: $packages"
 		export DEBIAN_FRONTEND=noninteractive
+		# Some packages (etcd, name servers) would start a service at once; we
+		# want their programs only.
+		if [ ! -e /usr/sbin/policy-rc.d ]; then
+			printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
+			chmod +x /usr/sbin/policy-rc.d
+			trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+		fi
 		apt-get update -qq
 		# shellcheck disable=SC2086
 		apt-get install -y -qq --no-install-recommends $packages >/dev/null

@@ -32,4 +32,7 @@ step "registry"
 step "end to end"
 go test -count=1 -timeout 15m ./test/e2e/...
 
+step "conformance with CoreDNS and kube-proxy"
+scripts/conformance.sh
+
 printf '\n== all passed in %s s\n' "$SECONDS"
