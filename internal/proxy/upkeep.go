@@ -25,8 +25,12 @@ const (
 
 func (p *Proxy) keep(ctx context.Context, addrs <-chan netlink.AddrUpdate) {
 	defer p.loops.Done()
-	beat := time.NewTicker(p.cfg.NodeDNSTimeout / 3)
-	defer beat.Stop()
+	var beat <-chan time.Time // never, if there is nothing to keep
+	if len(p.cfg.NodeDNS) > 0 {
+		t := time.NewTicker(p.cfg.NodeDNSTimeout / 3)
+		defer t.Stop()
+		beat = t.C
+	}
 	sweep := time.NewTicker(sweepEvery)
 	defer sweep.Stop()
 	retry := time.NewTicker(retryEvery)
@@ -35,10 +39,8 @@ func (p *Proxy) keep(ctx context.Context, addrs <-chan netlink.AddrUpdate) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-beat.C:
-			if len(p.cfg.NodeDNS) > 0 {
-				p.locked(p.keepNodeDNS, "cannot keep DNS on this node")
-			}
+		case <-beat:
+			p.locked(p.keepNodeDNS, "cannot keep DNS on this node")
 		case <-sweep.C:
 			p.locked(func() error {
 				err := p.data.Sweep()

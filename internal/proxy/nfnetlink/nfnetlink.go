@@ -11,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -147,7 +146,7 @@ type Conn struct {
 	// MaxBatch is how many bytes one transaction may have.
 	MaxBatch int
 	recv     []byte
-	shut     atomic.Bool
+	wake     int // eventfd that ends Receive
 }
 
 // What one transaction may be at most: the kernel holds its nf_tables lock for
@@ -216,24 +215,26 @@ func (c *Conn) Listen(group int, filter []unix.SockFilter) error {
 			return fmt.Errorf("attach a filter to the netlink socket: %w", err)
 		}
 	}
-	// The read wakes up now and then to see whether it was shut down.
-	tv := unix.NsecToTimeval(int64(listenBeat))
-	if err := unix.SetsockoptTimeval(c.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv); err != nil {
-		return err
+	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("make an eventfd: %w", err)
 	}
+	c.wake = wake
 	return unix.SetsockoptInt(c.fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, group)
 }
-
-const listenBeat = 200 * time.Millisecond
 
 // Receive waits for one datagram of notices and calls f for each message in it.
 // The error is ErrUnknown if notices were lost and ErrClosed after Shutdown.
 func (c *Conn) Receive(f func(typ uint16, seq uint32, payload []byte) error) error {
 	for {
-		if c.shut.Load() {
-			return errors.Join(ErrClosed, c.Close())
+		fds := []unix.PollFd{{Fd: int32(c.fd), Events: unix.POLLIN}, {Fd: int32(c.wake), Events: unix.POLLIN}}
+		if _, err := unix.Poll(fds, -1); err != nil && err != unix.EINTR {
+			return fmt.Errorf("wait for netfilter: %w", err)
 		}
-		n, _, err := unix.Recvfrom(c.fd, c.recv, 0)
+		if fds[1].Revents != 0 {
+			return errors.Join(ErrClosed, unix.Close(c.wake), c.Close())
+		}
+		n, _, err := unix.Recvfrom(c.fd, c.recv, unix.MSG_DONTWAIT)
 		switch {
 		case err == unix.EINTR, err == unix.EAGAIN:
 			continue
@@ -247,8 +248,10 @@ func (c *Conn) Receive(f func(typ uint16, seq uint32, payload []byte) error) err
 }
 
 // Shutdown ends Receive, which then closes the socket. It may be called while
-// another goroutine is in Receive.
-func (c *Conn) Shutdown() { c.shut.Store(true) }
+// another goroutine is in Receive, and once.
+func (c *Conn) Shutdown() {
+	_, _ = unix.Write(c.wake, Native.AppendUint64(nil, 1))
+}
 
 // ErrClosed is what Receive returns after Shutdown.
 var ErrClosed = errors.New("closed")
