@@ -19,7 +19,10 @@ nft nftables
 conntrack conntrack
 iptables iptables
 etcd etcd-server" ;;
-	bench) needs test; echo "dnsperf dnsperf" ;;
+	bench) needs test; echo "dnsperf dnsperf
+knotd knot
+unbound unbound
+dnsmasq dnsmasq-base" ;;
 	*) echo "setup.sh: unknown target $1 (build, up, test or bench)" >&2; exit 2 ;;
 	esac
 }
