@@ -65,8 +65,7 @@ func (k *keeper) keep(m *dns.Msg) {
 	if !keep || ttl < time.Second {
 		return
 	}
-	o := plugin.OriginOf(k.ctx)
-	c := h.metrics.of(o)
+	c := h.metrics.of(plugin.OriginOf(k.ctx))
 	if !matches(m, k.req) {
 		c.drops.Inc()
 		return
@@ -94,7 +93,7 @@ func (k *keeper) keep(m *dns.Msg) {
 	if positive && (h.preferPositive && e.answers || !h.preferPositive && k.refresh) {
 		h.stores.denial.remove(k.asked)
 	}
-	h.metrics.held(o, h.stores)
+	c.held(h.stores)
 }
 
 func (c *class) clamp(ttl time.Duration) time.Duration { return min(max(ttl, c.minTTL), c.ttl) }

@@ -22,7 +22,8 @@ type metrics struct {
 
 // counters are the series of one listener and block.
 type counters struct {
-	hits, evictions                                   [2]prometheus.Counter // success, denial
+	entries, size                                     [2]prometheus.Gauge // success, denial
+	hits, evictions                                   [2]prometheus.Counter
 	requests, misses, prefetches, drops, stale, fresh prometheus.Counter
 }
 
@@ -66,6 +67,8 @@ func (m *metrics) of(o *plugin.Origin) *counters {
 		fresh:      m.fresh.WithLabelValues(o.Server, m.zones, o.View),
 	}
 	for i, kind := range [...]string{"success", "denial"} {
+		c.entries[i] = m.entries.WithLabelValues(o.Server, kind, m.zones, o.View)
+		c.size[i] = m.size.WithLabelValues(o.Server, kind, m.zones, o.View)
 		c.hits[i] = m.hits.WithLabelValues(o.Server, kind, m.zones, o.View)
 		c.evictions[i] = m.evictions.WithLabelValues(o.Server, kind, m.zones, o.View)
 	}
@@ -77,10 +80,9 @@ func (m *metrics) of(o *plugin.Origin) *counters {
 }
 
 // held shows how much the stores hold.
-func (m *metrics) held(o *plugin.Origin, s *stores) {
+func (c *counters) held(s *stores) {
 	for i, st := range s.both() {
-		kind := [...]string{"success", "denial"}[i]
-		m.entries.WithLabelValues(o.Server, kind, m.zones, o.View).Set(float64(st.entries.Load()))
-		m.size.WithLabelValues(o.Server, kind, m.zones, o.View).Set(float64(st.bytes.Load()))
+		c.entries[i].Set(float64(st.entries.Load()))
+		c.size[i].Set(float64(st.bytes.Load()))
 	}
 }

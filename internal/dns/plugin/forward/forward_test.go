@@ -252,8 +252,11 @@ func TestManyAtOnce(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		h := s.Block.Handler(name).(*handler)
-		if n := len(h.upstreams[0].udp.conns); n > datagrams.conns {
+		p := s.Block.Handler(name).(*handler).upstreams[0].udp
+		p.mu.Lock()
+		n := len(p.conns)
+		p.mu.Unlock()
+		if n > datagrams.conns {
 			t.Errorf("%d sockets are open, want at most %d", n, datagrams.conns)
 		}
 	}

@@ -59,7 +59,10 @@ func TestTidy(t *testing.T) {
 	}
 	count := func(p *pool, want int) {
 		t.Helper()
-		if n := len(p.conns); n != want {
+		p.mu.Lock()
+		n := len(p.conns)
+		p.mu.Unlock()
+		if n != want {
 			t.Errorf("%d connections are open, want %d", n, want)
 		}
 	}
@@ -122,6 +125,8 @@ func TestDialsAreShared(t *testing.T) {
 	})
 	close(release)
 	wg.Wait()
+	mu.Lock()
+	defer mu.Unlock()
 	if dials > 2*streams.dials {
 		t.Errorf("%d dials for 200 queries", dials)
 	}
