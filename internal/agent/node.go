@@ -91,7 +91,7 @@ func (r *registration) run(ctx context.Context) error {
 	}
 }
 
-func (r *registration) sync(ctx context.Context, api *kubeapi.Client, leases *kubeapi.Leases, statusSent *time.Time) error {
+func (r *registration) sync(ctx context.Context, api *kubeapi.Client, leases kubeapi.Leases, statusSent *time.Time) error {
 	ctx, cancel := context.WithTimeout(ctx, leaseRenewal)
 	defer cancel()
 	if time.Since(*statusSent) >= statusPeriod {
@@ -207,7 +207,7 @@ func (r *registration) status(old corev1.NodeStatus) corev1.NodeStatus {
 	return s
 }
 
-func (r *registration) renew(ctx context.Context, leases *kubeapi.Leases) error {
+func (r *registration) renew(ctx context.Context, leases kubeapi.Leases) error {
 	now := metav1.NewMicroTime(time.Now())
 	lease, err := leases.Get(ctx, r.name)
 	if apierrors.IsNotFound(err) {

@@ -8,6 +8,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apimachinery/pkg/types"
 	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
@@ -17,29 +18,33 @@ import (
 
 // Client talks to one API server about core/v1. It is safe for concurrent use.
 type Client struct {
-	core   *rest.RESTClient
+	rest   *rest.RESTClient
 	params runtime.ParameterCodec
 	host   string
 }
 
 // New makes a client from cfg, which is not changed.
 func New(cfg *rest.Config) (*Client, error) {
+	return newClient(cfg, "/api", corev1.SchemeGroupVersion, corev1.AddToScheme)
+}
+
+// newClient makes a client for one API group, of which add knows the types.
+func newClient(cfg *rest.Config, path string, gv schema.GroupVersion, add func(*runtime.Scheme) error) (*Client, error) {
 	scheme := runtime.NewScheme()
-	metav1.AddToGroupVersion(scheme, corev1.SchemeGroupVersion)
-	utilruntime.Must(corev1.AddToScheme(scheme))
+	metav1.AddToGroupVersion(scheme, gv)
+	utilruntime.Must(add(scheme))
 
 	c := rest.CopyConfig(cfg)
-	c.APIPath = "/api"
-	gv := corev1.SchemeGroupVersion
+	c.APIPath = path
 	c.GroupVersion = &gv
 	c.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
 	c.ContentType = runtime.ContentTypeProtobuf
 	c.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
-	core, err := rest.RESTClientFor(c)
+	client, err := rest.RESTClientFor(c)
 	if err != nil {
 		return nil, fmt.Errorf("making a client for %s: %w", cfg.Host, err)
 	}
-	return &Client{core: core, params: runtime.NewParameterCodec(scheme), host: cfg.Host}, nil
+	return &Client{rest: client, params: runtime.NewParameterCodec(scheme), host: cfg.Host}, nil
 }
 
 // Open loads the kubeconfig at path and makes a client from it.
@@ -76,7 +81,7 @@ func (c *Client) Events(namespace string) Resource[corev1.Event, corev1.EventLis
 
 // Ready asks the server's /readyz.
 func (c *Client) Ready(ctx context.Context) error {
-	return c.Explain(c.core.Get().AbsPath("/readyz").Do(ctx).Error())
+	return c.Explain(c.rest.Get().AbsPath("/readyz").Do(ctx).Error())
 }
 
 // Resource is the verbs on one kind. Errors carry the API's status, so
@@ -89,16 +94,16 @@ type Resource[T, L any] struct {
 }
 
 func (r Resource[T, L]) Get(ctx context.Context, name string) (*T, error) {
-	return into[T](ctx, r.scope(r.c.core.Get()).Name(name))
+	return into[T](ctx, r.scope(r.c.rest.Get()).Name(name))
 }
 
 func (r Resource[T, L]) List(ctx context.Context, opts metav1.ListOptions) (*L, error) {
-	return into[L](ctx, r.scope(r.c.core.Get()).VersionedParams(&opts, r.c.params))
+	return into[L](ctx, r.scope(r.c.rest.Get()).VersionedParams(&opts, r.c.params))
 }
 
 func (r Resource[T, L]) Watch(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error) {
 	opts.Watch = true
-	req := r.scope(r.c.core.Get()).VersionedParams(&opts, r.c.params)
+	req := r.scope(r.c.rest.Get()).VersionedParams(&opts, r.c.params)
 	if opts.TimeoutSeconds != nil {
 		req = req.Timeout(time.Duration(*opts.TimeoutSeconds) * time.Second)
 	}
@@ -106,22 +111,22 @@ func (r Resource[T, L]) Watch(ctx context.Context, opts metav1.ListOptions) (wat
 }
 
 func (r Resource[T, L]) Create(ctx context.Context, obj *T) (*T, error) {
-	return into[T](ctx, r.scope(r.c.core.Post()).Body(any(obj)))
+	return into[T](ctx, r.scope(r.c.rest.Post()).Body(any(obj)))
 }
 
 func (r Resource[T, L]) Update(ctx context.Context, name string, obj *T, subresources ...string) (*T, error) {
-	return into[T](ctx, r.scope(r.c.core.Put()).Name(name).SubResource(subresources...).Body(any(obj)))
+	return into[T](ctx, r.scope(r.c.rest.Put()).Name(name).SubResource(subresources...).Body(any(obj)))
 }
 
 // Patch sends body as a patch of the given type. To bind it to one incarnation
 // of the object, put metadata.uid into the body: the server answers Conflict
 // if another object has taken the name.
 func (r Resource[T, L]) Patch(ctx context.Context, name string, kind types.PatchType, body []byte, subresources ...string) (*T, error) {
-	return into[T](ctx, r.scope(r.c.core.Patch(kind)).Name(name).SubResource(subresources...).Body(body))
+	return into[T](ctx, r.scope(r.c.rest.Patch(kind)).Name(name).SubResource(subresources...).Body(body))
 }
 
 func (r Resource[T, L]) Delete(ctx context.Context, name string, opts metav1.DeleteOptions) error {
-	return r.scope(r.c.core.Delete()).Name(name).Body(&opts).Do(ctx).Error()
+	return r.scope(r.c.rest.Delete()).Name(name).Body(&opts).Do(ctx).Error()
 }
 
 func (r Resource[T, L]) scope(req *rest.Request) *rest.Request {
