@@ -256,10 +256,9 @@ func (w *tcpReply) RemoteAddr() net.Addr { return w.conn.conn.RemoteAddr() }
 
 // WriteMsg sends m, cut to 64 KiB.
 func (w *tcpReply) WriteMsg(m *dns.Msg) error {
-	fit(w, w.req, m)
 	buf := tcpBuffers.Get().(*[]byte)
 	defer tcpBuffers.Put(buf)
-	b, err := m.PackBuffer((*buf)[2:])
+	b, err := pack(w, w.req, m, (*buf)[2:])
 	if err != nil {
 		return err
 	}

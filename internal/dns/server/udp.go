@@ -299,10 +299,9 @@ var packBuffers = sync.Pool{New: func() any { b := make([]byte, 4096); return &b
 
 // WriteMsg sends m, cut to the client's size.
 func (w *udpReply) WriteMsg(m *dns.Msg) error {
-	fit(w, w.req, m)
 	buf := packBuffers.Get().(*[]byte)
 	defer packBuffers.Put(buf)
-	b, err := m.PackBuffer(*buf)
+	b, err := pack(w, w.req, m, *buf)
 	if err != nil {
 		return err
 	}
