@@ -53,8 +53,11 @@ func (s *space) dial(q question) (f flow, err error) {
 }
 
 func (q question) dial() (flow, error) {
-	if q.proto == "sctp" {
+	switch q.proto {
+	case "sctp":
 		return dialSCTP(q)
+	case "icmp":
+		return dialICMP(q)
 	}
 	d := net.Dialer{Timeout: q.wait}
 	if q.local.IsValid() && q.proto == "tcp" {
@@ -119,7 +122,7 @@ func outcomeOf(err error) string {
 // question is who asks whom how.
 type question struct {
 	from  *space
-	proto string     // tcp, udp or sctp
+	proto string     // tcp, udp, sctp or icmp
 	local netip.Addr // invalid: what the kernel chooses
 	to    netip.AddrPort
 	wait  time.Duration // for an answer
@@ -210,24 +213,35 @@ func (q question) clients() string {
 // status asks a health check node port: the code, and the endpoints that it
 // says are here.
 func (q question) status() string {
-	var out string
-	_ = q.from.Do(func() error {
+	res, body := q.get("/")
+	if res == nil {
+		return body
+	}
+	return fmt.Sprintf("%d, weight %s", res.StatusCode, res.Header.Get("X-Load-Balancing-Endpoint-Weight"))
+}
+
+// get gets a page. Without a response the text is the outcome.
+func (q question) get(path string) (res *http.Response, text string) {
+	err := q.from.Do(func() error {
 		c, err := net.DialTimeout("tcp", q.to.String(), q.wait)
 		if err != nil {
-			out = outcomeOf(err)
-			return nil
+			return err
 		}
 		defer c.Close()
-		_ = c.SetDeadline(time.Now().Add(q.wait))
-		_, _ = fmt.Fprintf(c, "GET / HTTP/1.0\r\n\r\n")
-		r, err := http.ReadResponse(bufio.NewReader(c), nil)
-		if err != nil {
-			out = outcomeOf(err)
-			return nil
+		_ = c.SetDeadline(time.Now().Add(4 * q.wait))
+		if _, err := fmt.Fprintf(c, "GET %s HTTP/1.0\r\n\r\n", path); err != nil {
+			return err
 		}
-		defer r.Body.Close()
-		out = fmt.Sprintf("%d, weight %s", r.StatusCode, r.Header.Get("X-Load-Balancing-Endpoint-Weight"))
-		return nil
+		if res, err = http.ReadResponse(bufio.NewReader(c), nil); err != nil {
+			return err
+		}
+		defer res.Body.Close()
+		body, err := io.ReadAll(res.Body)
+		text = string(body)
+		return err
 	})
-	return out
+	if err != nil {
+		return nil, outcomeOf(err)
+	}
+	return res, text
 }

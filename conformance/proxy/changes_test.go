@@ -166,10 +166,13 @@ var changes = []scenario{
 	{name: "policies-changed", service: "lb", endpoints: "a1 b1",
 		paths: []path{
 			ask("out", both, "vip", "a1(n1.gw) b1(n1)"),
-			open("vip", "out", "tcp", "vip", "a1(n1.gw)", but("6", "a1(n1.gw)")),
+			open("vip", "out", all, "vip", "answer"),
+			open("pod", "ca", all, "cluster", "answer"),
 		},
 		steps: []step{
 			{what: "both policies Local", service: "lb etp-local itp-local", paths: []path{
+				same("vip", all, "same"),
+				same("pod", all, "same"),
 				ask("out", both, "vip", "a1(out)"),
 				ask("ca", both, "cluster", "a1(ca)"),
 				health("out", "health@n1", "200, weight 1"),
@@ -186,13 +189,27 @@ var changes = []scenario{
 			}},
 		}},
 	{name: "ranges-changed", service: "lb ranges=out", endpoints: "a1",
-		paths: []path{ask("out.1", both, "vip", "silence")},
+		paths: []path{
+			ask("out.1", both, "vip", "silence"),
+			open("vip", "out", both, "vip", "a1(n1.gw)"),
+		},
 		steps: []step{
 			{what: "another range", service: "lb ranges=out.1", paths: []path{
+				again("vip", both, "a1(n1.gw)"), // open flows are let be
 				ask("out.1", both, "vip", "a1(n1.gw)"),
 				ask("out", both, "vip", "silence"),
 			}},
 			{what: "no ranges", service: "lb", paths: []path{ask("out", both, "vip", "a1(n1.gw)")}},
+		}},
+	{name: "ipmode-changed", service: "lb", endpoints: "a1",
+		paths: []path{ask("out", both, "vip", "a1(n1.gw)"), open("vip", "out", both, "vip", "a1(n1.gw)")},
+		steps: []step{
+			{what: "ipMode Proxy", service: "lb ipmode-proxy", paths: []path{
+				ask("out", both, "vip", "r(out)"),
+				ask("ca", both, "vip", "r(ca)"),
+				again("vip", both, "a1(n1.gw)", rutter("udp", "r(out)", staleUDP)),
+			}},
+			{what: "ipMode VIP", service: "lb", paths: []path{ask("out", both, "vip", "a1(n1.gw)")}},
 		}},
 	{name: "hints-changed", service: "", endpoints: "a1:zone=z1 b1:zone=z2",
 		paths: []path{ask("ca", both, "cluster", "a1(ca)")},
@@ -223,6 +240,24 @@ var changes = []scenario{
 				ask("ca", both, "cluster", "a1(ca)"),
 				ask("out", both, "vip", "a1(n1.gw)"),
 			}},
+		}},
+	{name: "affinity-local-after-cluster", service: "lb etp-local affinity=10800", endpoints: "b1",
+		paths: []path{ask("out", both, "cluster", "b1(n1)")},
+		steps: []step{{what: "a1 too", endpoints: "a1 b1", paths: []path{
+			ask("out", both, "vip", "a1(out)"), // affinity does not lead past the policy
+		}}}},
+	{name: "affinity-and-hints", service: "affinity=10800", endpoints: "a1",
+		paths: []path{ask("ca", both, "cluster", "a1(ca)")},
+		steps: []step{
+			{what: "b1 for this zone, a1 for the other", endpoints: "a1:zone=z2 b1:zone=z1", paths: []path{ask("ca", both, "cluster", "b1(ca)")}},
+			{what: "no hints", endpoints: "a1 b1", paths: []path{stick("ca", both, "cluster", "one")}},
+		}},
+	{name: "affinity-unready", service: "affinity=10800", endpoints: "a1",
+		paths: []path{ask("ca", both, "cluster", "a1(ca)")},
+		steps: []step{
+			{what: "a1 not ready", endpoints: "a1:notready b1", paths: []path{ask("ca", both, "cluster", "b1(ca)")}},
+			{what: "no endpoint", endpoints: "none", paths: []path{ask("ca", both, "cluster", "refused")}},
+			{what: "a1 ready", endpoints: "a1", paths: []path{ask("ca", both, "cluster", "a1(ca)")}},
 		}},
 	{name: "affinity-switched", service: "", endpoints: "a1 a2 b1 b2",
 		paths: []path{stick("ca", both, "cluster", "several")},
@@ -299,6 +334,48 @@ var changes = []scenario{
 				ask("out", both, "vip", "r(out)"),
 				again("pod", "udp", "b1(ca)", rutter("", "silence", staleUDP)),
 			}},
+		}},
+	{name: "node-leaving", service: "lb etp-local", endpoints: "a1", alone: true,
+		paths: []path{
+			page("out", "tcp", "10256/healthz@n1", "200"),
+			page("n1", "tcp4", "10256/livez@lo", "200"),
+			page("n1", "tcp4", "10249/healthz@lo", "200"),
+			page("n1", "tcp4", "10249/metrics@lo", "200"),
+			page("n1", "tcp4", "10249/configz@lo", "200"),
+			page("n1", "tcp4", "10249/proxyMode@lo", "200 nftables", but("iptables", "200 iptables")),
+			page("out", "tcp", "10249/healthz@n1", "refused"),
+			page("out", "tcp4", "10256/@n1", "404"),
+		},
+		steps: []step{
+			{what: "the autoscaler's taint", also: taint("n1", "ToBeDeletedByClusterAutoscaler", true), paths: []path{
+				page("out", "tcp", "10256/healthz@n1", "503"),
+				page("out", "tcp", "10256/livez@n1", "200"),
+				health("out", "health@n1", "200, weight 1"),
+				ask("out", both, "vip", "a1(out)"),
+			}},
+			{what: "the taint taken away", also: taint("n1", "", false), paths: []path{page("out", "tcp", "10256/healthz@n1", "200")}},
+		}},
+	{name: "cleaned-up", service: "lb", endpoints: "a1", alone: true,
+		paths: []path{ask("ca", both, "cluster", "a1(ca)")},
+		steps: []step{
+			{what: "proxy stopped, and --cleanup", act: cleanUp, blind: true, paths: []path{
+				ask("ca", both, "cluster", "r(ca)"),
+				ask("ca", both, "unallocated", "r(ca)"),
+				ask("out", both, "vip", "r(out)"),
+				ask("out", both, "nodeport@n1", "refused"),
+			}},
+			{what: "started again", act: startProxy, paths: []path{
+				ask("ca", both, "cluster", "a1(ca)"),
+				ask("out", both, "vip", "a1(n1.gw)"),
+			}},
+		}},
+	{name: "table-removed", service: "lb", endpoints: "a1", alone: true,
+		paths: []path{ask("ca", both, "cluster", "a1(ca)")},
+		steps: []step{
+			{what: "one table deleted, and a while", act: removeTable, pause: 3 * syncPeriod, blind: true, paths: []path{
+				ask("ca", both, "cluster", "a1(ca)", but("kube-proxy 4", "r(ca)"), rutter("nftables 4", "a1(ca)", repair)),
+			}},
+			{what: "a change of a service", paths: []path{ask("ca", both, "cluster", "a1(ca)")}},
 		}},
 	{name: "tables-removed", service: "lb", endpoints: "a1", alone: true,
 		paths: []path{ask("ca", both, "cluster", "a1(ca)")},

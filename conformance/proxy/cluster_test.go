@@ -33,6 +33,7 @@ type service struct {
 	index           int
 	options         string
 	endpoints       string
+	like            int // index of the service whose external addresses it has, or 0
 
 	object  *corev1.Service
 	written string // the options that object was made with
@@ -52,6 +53,9 @@ type service struct {
 //	not-ready           publishNotReadyAddresses
 //	port2               a second port: 81, to 8081 of the pods
 //	port80=N            the first port is N instead
+//	tcp-only, udp-only  no ports of other protocols
+//	external-at=PLACE   external IPs that are a place's own
+//	ipv4-only ipv6-only single stack
 //	long                a port name as long as may be
 //
 // Endpoint words: the name of a place, and after colons what differs from a
@@ -79,10 +83,33 @@ func (s *service) front(kind string, v6 bool) netip.Addr {
 		"external": {"203.0.113.%d", "2001:db8:e::%x"},
 		"vip":      {"198.51.100.%d", "2001:db8:f::%x"},
 	}[kind]
-	if v6 {
-		return netip.MustParseAddr(fmt.Sprintf(base[1], s.index))
+	index := s.index
+	if kind != "cluster" {
+		index = s.external()
 	}
-	return netip.MustParseAddr(fmt.Sprintf(base[0], s.index))
+	if v6 {
+		return netip.MustParseAddr(fmt.Sprintf(base[1], index))
+	}
+	return netip.MustParseAddr(fmt.Sprintf(base[0], index))
+}
+
+func (s *service) external() int {
+	if s.like != 0 {
+		return s.like
+	}
+	return s.index
+}
+
+// families tells which of IPv4 and IPv6 the service has.
+func (s *service) families() []bool {
+	w := words(strings.Fields(s.options))
+	switch {
+	case w.has("ipv4-only"):
+		return []bool{false}
+	case w.has("ipv6-only"):
+		return []bool{true}
+	}
+	return []bool{false, true}
 }
 
 func (s *service) nodePort() uint16   { return uint16(30000 + s.index) }
@@ -111,6 +138,11 @@ func (s *service) ports() []servicePort {
 		{"udp", corev1.ProtocolUDP, first, serverPort},
 		{"sctp", corev1.ProtocolSCTP, first, serverPort},
 	}
+	if w.has("tcp-only") {
+		ports = ports[:1]
+	} else if w.has("udp-only") {
+		ports = ports[1:2]
+	}
 	if w.has("port2") {
 		ports = append(ports, servicePort{"tcp2", corev1.ProtocolTCP, 81, serverPort2}, servicePort{"udp2", corev1.ProtocolUDP, 81, serverPort2})
 	}
@@ -120,18 +152,27 @@ func (s *service) ports() []servicePort {
 // build makes the Service object.
 func (s *service) build() *corev1.Service {
 	w := words(strings.Fields(s.options))
-	policy := corev1.IPFamilyPolicyRequireDualStack
+	policy, families := corev1.IPFamilyPolicyRequireDualStack, []corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol}
+	if list := s.families(); len(list) == 1 {
+		policy, families = corev1.IPFamilyPolicySingleStack, families[:1]
+		if list[0] {
+			families = []corev1.IPFamily{corev1.IPv6Protocol}
+		}
+	}
 	o := &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{Namespace: s.namespace, Name: s.name},
 		Spec: corev1.ServiceSpec{
 			Type:                     corev1.ServiceTypeClusterIP,
 			IPFamilyPolicy:           &policy,
-			IPFamilies:               []corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol},
+			IPFamilies:               families,
 			PublishNotReadyAddresses: w.has("not-ready"),
 		},
 	}
-	for _, v6 := range []bool{false, true} {
+	for _, v6 := range s.families() {
 		o.Spec.ClusterIPs = append(o.Spec.ClusterIPs, s.front("cluster", v6).String())
+		if place, ok := w.value("external-at"); ok {
+			o.Spec.ExternalIPs = append(o.Spec.ExternalIPs, address(place, v6).String())
+		}
 		if w.has("external") {
 			o.Spec.ExternalIPs = append(o.Spec.ExternalIPs, s.front("external", v6).String())
 		}
@@ -191,7 +232,7 @@ func (s *service) ingress() []corev1.LoadBalancerIngress {
 		return nil
 	}
 	var list []corev1.LoadBalancerIngress
-	for _, v6 := range []bool{false, true} {
+	for _, v6 := range s.families() {
 		mode := corev1.LoadBalancerIPModeVIP
 		if w.has("ipmode-proxy") {
 			mode = corev1.LoadBalancerIPModeProxy
@@ -207,7 +248,7 @@ func (s *service) buildSlices() map[string]*discoveryv1.EndpointSlice {
 	for _, e := range strings.Fields(s.endpoints) {
 		parts := strings.Split(e, ":")
 		name, w := parts[0], words(parts[1:])
-		for _, v6 := range []bool{false, true} {
+		for _, v6 := range s.families() {
 			family, kind := "4", discoveryv1.AddressTypeIPv4
 			if v6 {
 				family, kind = "6", discoveryv1.AddressTypeIPv6
@@ -285,12 +326,6 @@ func (c *cluster) put(ctx context.Context, s *service) error {
 			return fmt.Errorf("creating service %s: %w", s.name, err)
 		}
 		s.object = o
-		if list := s.ingress(); list != nil {
-			o.Status.LoadBalancer.Ingress = list
-			if s.object, err = api.UpdateStatus(ctx, o, metav1.UpdateOptions{}); err != nil {
-				return fmt.Errorf("giving service %s its load balancer: %w", s.name, err)
-			}
-		}
 	} else if s.options != s.written {
 		old := s.object
 		want.ResourceVersion, want.UID = old.ResourceVersion, old.UID
@@ -300,6 +335,14 @@ func (c *cluster) put(ctx context.Context, s *service) error {
 			return fmt.Errorf("changing service %s: %w", s.name, err)
 		}
 		s.object = o
+	}
+	if list := s.ingress(); list != nil && s.options != s.written {
+		o := s.object.DeepCopy()
+		o.Status.LoadBalancer.Ingress = list
+		var err error
+		if s.object, err = api.UpdateStatus(ctx, o, metav1.UpdateOptions{}); err != nil {
+			return fmt.Errorf("giving service %s its load balancer: %w", s.name, err)
+		}
 	}
 	s.written = s.options
 	return c.putSlices(ctx, s, s.buildSlices())
@@ -342,7 +385,7 @@ func (c *cluster) remove(ctx context.Context, s *service) error {
 	if err := c.client.CoreV1().Services(s.namespace).Delete(ctx, s.name, metav1.DeleteOptions{}); err != nil {
 		return fmt.Errorf("deleting service %s: %w", s.name, err)
 	}
-	s.object = nil
+	s.object, s.written = nil, ""
 	return c.putSlices(ctx, s, nil)
 }
 

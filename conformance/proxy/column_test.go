@@ -181,6 +181,16 @@ func (c *column) tracksSCTP() (yes bool) {
 	return yes
 }
 
+// run runs a program on a node.
+func (c *column) run(node string, args ...string) error {
+	return c.world.spaces[node].Do(func() error {
+		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+			return fmt.Errorf("%s: %s: %w: %s", c.kind, strings.Join(args, " "), err, out)
+		}
+		return nil
+	})
+}
+
 // tables is what a node's kernel holds. Of many lines those that mention one of
 // the words are kept, with what they are part of.
 func (c *column) tables(node string, about ...string) string {

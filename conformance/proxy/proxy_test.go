@@ -13,6 +13,9 @@ func TestProxy(t *testing.T) {
 	var chosen []scenario
 	for i, s := range all {
 		r.cluster.services[s.name] = &service{namespace: "default", name: s.name, index: i + 1, options: s.service, endpoints: s.endpoints}
+		if s.like != "" {
+			r.cluster.services[s.name].like = r.cluster.services[s.like].index
+		}
 		if matches(*onlyRows, s.name) {
 			chosen = append(chosen, s)
 		}
@@ -25,6 +28,7 @@ func TestProxy(t *testing.T) {
 	t.Cleanup(r.stop)
 	if len(chosen) > 0 {
 		r.run(chosen)
+		r.compareMetrics()
 	}
 	r.stop()
 	for _, v := range variants {

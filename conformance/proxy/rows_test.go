@@ -3,8 +3,8 @@ package proxy
 // The table's words. A path is "who asks, how, which address of the service,
 // and what comes of it": places are those of world_test.go, outcomes those of
 // ask_test.go. For a front end: cluster, external, vip (of the load balancer),
-// nodeport@PLACE, health@PLACE (the health check node port), unallocated (a
-// cluster IP that is no service's); ":PORT" for another port than 80.
+// nodeport@PLACE, health@PLACE (the health check node port), address@PLACE,
+// unallocated (a cluster IP that is no service's); ":PORT" for another port than 80.
 
 // Every path is a row for each of its protocols, in IPv4 and in IPv6.
 const (
@@ -32,6 +32,11 @@ func health(from, to, want string, but ...exception) path {
 	return path{how: "health", from: from, protos: "tcp", to: to, want: want, but: but}
 }
 
+// page: what the proxy's own servers say; to is PORT/PATH@PLACE.
+func page(from, protos, to, want string, but ...exception) path {
+	return path{how: "http", from: from, protos: protos, to: to, want: want, but: but}
+}
+
 // but is another outcome for some: words of kind, protocol or family.
 func but(words, outcome string) exception { return exception{words: words, outcome: outcome} }
 
@@ -51,6 +56,8 @@ var static = []scenario{
 		ask("n2", both, "nodeport@n1", "a1(n1.gw) b1(n1)"),
 		ask("out", all, "nodeport@n1", "a1(n1.gw) b1(n1)"),
 		ask("out.n2", both, "nodeport@n2", "a1(n2) b1(n2.gw)"),
+		ask("ca", both, "nodeport@n2", "a1(n2) b1(n2.gw)"), // through both nodes
+		ask("n1", both, "nodeport@n2", "a1(n2) b1(n2.gw)"),
 		ask("ca", all, "external", "a1(n1.gw) b1(n1)"),
 		ask("n1", both, "external", "a1(n1.gw) b1(n1)"),
 		ask("out", all, "external", "a1(n1.gw) b1(n1)"),
@@ -71,6 +78,12 @@ var static = []scenario{
 		ask("ca", both, "unallocated", "silence", but("iptables", "r(ca)")),
 		ask("n1", both, "unallocated", "silence", but("udp", "forbidden"), but("iptables", "r(n1)")),
 		ask("out", both, "unallocated", "silence", but("iptables", "r(out)")),
+		// Ping.
+		ask("ca", "icmp", "cluster", "refused", but("iptables", "reply")),
+		ask("n1", "icmp", "cluster", "forbidden", but("iptables", "reply")),
+		ask("out", "icmp", "vip", "reply"),
+		ask("ca", "icmp", "unallocated", "silence", but("iptables", "reply")),
+		ask("out", "icmp", "nodeport@n1", "reply"),
 	}},
 	{name: "clusterip", service: "", endpoints: "b1", paths: []path{
 		ask("ca", all, "cluster", "b1(ca)"),
@@ -222,6 +235,45 @@ var static = []scenario{
 	{name: "outside-endpoint", service: "nodeport", endpoints: "r:port=80:at=", paths: []path{
 		ask("ca", both, "cluster", "r(ca)"),
 		ask("out", both, "nodeport@n1", "r(n1)"),
+	}},
+
+	{name: "tcp-service", service: "lb external tcp-only", endpoints: "a1", paths: []path{
+		ask("ca", "tcp", "cluster", "a1(ca)"),
+		ask("ca", "udp", "cluster", "refused", but("iptables", "r(ca)")),
+		ask("out", "tcp", "vip", "a1(n1.gw)"),
+	}},
+	// The same addresses for the other protocol.
+	{name: "udp-service", service: "lb external udp-only", endpoints: "b1", like: "tcp-service", paths: []path{
+		ask("out", both, "vip", "b1(n1)", but("tcp", "a1(n1.gw)")),
+		ask("out", both, "external", "b1(n1)", but("tcp", "a1(n1.gw)")),
+		ask("out", both, "nodeport@n1", "b1(n1)", but("tcp", "refused")),
+	}},
+	{name: "external-is-local", service: "external-at=n1.out", endpoints: "a1 b1", paths: []path{
+		ask("out", both, "address@n1.out", "a1(n1.gw) b1(n1)"),
+		ask("ca", both, "address@n1.out", "a1(n1.gw) b1(n1)"),
+		ask("n1", both, "address@n1.out", "a1(n1.gw) b1(n1)"),
+		ask("out", both, "address@n1.out:81", "refused"),
+		ask("out", "icmp", "address@n1.out", "reply"),
+	}},
+	{name: "external-is-elsewhere", service: "external-at=r", endpoints: "a1", paths: []path{
+		ask("ca", both, "address@r", "a1(n1.gw)"),
+		ask("n1", both, "address@r", "a1(n1.gw)"),
+		ask("ca", both, "address@r:81", "r(ca)"),
+	}},
+	{name: "ipv4-only", service: "lb external ipv4-only", endpoints: "a1", paths: []path{
+		ask("ca", "tcp4 udp4", "cluster", "a1(ca)"),
+		ask("out", both, "nodeport@n1", "a1(n1.gw)", but("6", "refused")),
+		ask("out", both, "vip", "a1(n1.gw)", but("6", "r(out)")),
+		ask("ca", both, "external", "a1(n1.gw)", but("6", "r(ca)")),
+	}},
+	{name: "ipv6-only", service: "lb ipv6-only", endpoints: "a1", paths: []path{
+		ask("ca", "tcp6 udp6", "cluster", "a1(ca)"),
+		ask("out", both, "nodeport@n1", "a1(n1.gw)", but("4", "refused")),
+		ask("out", both, "vip", "a1(n1.gw)", but("4", "r(out)")),
+	}},
+	{name: "eight-endpoints", service: "", endpoints: "a1 a2 b1 b2 a1:port=8081 a2:port=8081 b1:port=8081 b2:port=8081", paths: []path{
+		spread("ca", both, "cluster", "even: a1(ca) a2(ca) b1(ca) b2(ca)"),
+		ask("a1", "tcp", "cluster", "a1(n1.gw) a2(a1) b1(a1) b2(a1)"),
 	}},
 
 	// Topology.

@@ -6,9 +6,9 @@ import (
 	"flag"
 	"fmt"
 	"maps"
+	"math"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -37,6 +38,7 @@ type scenario struct {
 	name      string
 	service   string // option words (see words)
 	endpoints string // endpoint words
+	like      string // a scenario above whose external addresses this service has too
 	paths     []path
 	steps     []step
 	// alone scenarios disturb others: their steps are run after all others,
@@ -461,6 +463,8 @@ func (r *runner) target(c *column, row row) (*service, netip.AddrPort, error) {
 		return svc, netip.AddrPortFrom(svc.front(kind, row.v6), port), nil
 	case "unallocated":
 		return svc, netip.AddrPortFrom((&service{index: 251}).front("cluster", row.v6), port), nil
+	case "address":
+		return svc, netip.AddrPortFrom(address(at, row.v6), port), nil
 	case "nodeport", "health":
 		var addr netip.Addr
 		switch {
@@ -483,9 +487,14 @@ func (r *runner) target(c *column, row row) (*service, netip.AddrPort, error) {
 	return nil, netip.AddrPort{}, fmt.Errorf("%q is no address of a service", row.to)
 }
 
-// asks is how often a service with so many endpoints must be asked, for all of
-// them to answer but once in ten million times: k((k-1)/k)^n < 10^-7.
-var asks = map[int]int{0: 3, 1: 3, 2: 26, 3: 44, 4: 64, 5: 84, 6: 104}
+// asks is how often a service with k endpoints must be asked, for all of them
+// to answer but once in ten million times: k((k-1)/k)^n < 10^-7.
+func asks(k int) int {
+	if k < 2 {
+		return 3
+	}
+	return int(math.Ceil(math.Log(1e7*float64(k)) / math.Log(float64(k)/float64(k-1))))
+}
 
 // observe asks a row's question.
 func (r *runner) observe(c *column, row row) (string, error) {
@@ -503,6 +512,9 @@ func (r *runner) observe(c *column, row row) (string, error) {
 		}
 		return seen, nil
 	}
+	if row.how == "http" {
+		return r.http(c, row), nil
+	}
 	svc, to, err := r.target(c, row)
 	if err != nil {
 		return "", err
@@ -518,8 +530,7 @@ func (r *runner) observe(c *column, row row) (string, error) {
 	}
 	switch row.how {
 	case "ask":
-		n := len(strings.Fields(svc.endpoints))
-		return q.ask(asks[n]), nil
+		return q.ask(asks(len(strings.Fields(svc.endpoints)))), nil
 	case "stick":
 		return q.stick(10), nil
 	case "spread":
@@ -551,6 +562,60 @@ func (r *runner) observe(c *column, row row) (string, error) {
 	return "", fmt.Errorf("a row cannot %q", row.how)
 }
 
+// http gets a page of the proxy itself: to is PORT/PATH@PLACE.
+func (r *runner) http(c *column, row row) string {
+	page, at, _ := strings.Cut(row.to, "@")
+	port, path, _ := strings.Cut(page, "/")
+	n, _ := strconv.Atoi(port)
+	addr := netip.MustParseAddr("127.0.0.1")
+	if at != "lo" {
+		addr = address(at, row.v6)
+	}
+	q := question{from: c.world.spaces[row.from], to: netip.AddrPortFrom(addr, uint16(n)), wait: longPatience}
+	res, body := q.get("/" + path)
+	if res == nil {
+		return body
+	}
+	if path == "proxyMode" {
+		return fmt.Sprint(res.StatusCode, " ", body)
+	}
+	return strconv.Itoa(res.StatusCode)
+}
+
+// compareMetrics holds the names of kube-proxy's metrics against those of
+// Rutter in the same mode, with their labels: dashboards and alerts are written
+// with them.
+func (r *runner) compareMetrics() {
+	series := func(c *column) map[string]bool {
+		q := question{from: c.world.spaces["n1"], to: netip.MustParseAddrPort("127.0.0.1:10249"), wait: longPatience}
+		_, text := q.get("/metrics")
+		found := make(map[string]bool)
+		for _, m := range regexp.MustCompile(`(?m)^(kubeproxy_\w+)({[^}]*})? `).FindAllStringSubmatch(text, -1) {
+			// Buckets' limits and results may come in another spelling or number.
+			labels := regexp.MustCompile(`,?\ble="[^"]*"`).ReplaceAllString(m[2], "")
+			found[m[1]+labels] = true
+		}
+		return found
+	}
+	for _, own := range r.columns {
+		for _, peer := range r.columns {
+			if own.proxy != "rutter" || peer.proxy != "kube-proxy" || own.mode != peer.mode {
+				continue
+			}
+			has, wanted := series(own), series(peer)
+			if len(wanted) == 0 {
+				r.t.Errorf("%s has no metrics", peer.kind)
+			}
+			r.t.Logf("%s is held against %d series of %s", own.kind, len(wanted), peer.kind)
+			for _, name := range slices.Sorted(maps.Keys(wanted)) {
+				if !has[name] {
+					r.t.Errorf("%s has no metric %s, which %s has", own.kind, name, peer.kind)
+				}
+			}
+		}
+	}
+}
+
 // describe is what to know of a row that differs: the objects, and the tables
 // of the node that sees the packet first.
 func (r *runner) describe(c *column, row row) string {
@@ -560,6 +625,9 @@ func (r *runner) describe(c *column, row row) string {
 	r.mu.Unlock()
 	if many {
 		return ""
+	}
+	if row.how == "http" {
+		return c.proxies["n1"].Log()
 	}
 	svc, to, err := r.target(c, row)
 	if err != nil {
@@ -592,7 +660,7 @@ func (r *runner) report() {
 			}
 		})
 	}
-	r.t.Logf("%d rows, seen in %d columns", len(names), len(kinds))
+	r.t.Logf("%d rows, %d outcomes", len(names), len(r.results))
 }
 
 func why(deviation string) string {
@@ -624,16 +692,42 @@ func fullSync(r *runner) error {
 	return errors.Join(errs...)
 }
 
+// taint gives a node a taint, or takes it away.
+func taint(node, key string, on bool) func(*runner) error {
+	return func(r *runner) error {
+		patch := `{"spec":{"taints":[]}}`
+		if on {
+			patch = fmt.Sprintf(`{"spec":{"taints":[{"key":%q,"effect":"NoSchedule"}]}}`, key)
+		}
+		_, err := r.cluster.client.CoreV1().Nodes().Patch(r.ctx, node, types.MergePatchType, []byte(patch), metav1.PatchOptions{})
+		return err
+	}
+}
+
+// removeTable removes the table that a proxy keeps its IPv4 translation in.
+func removeTable(c *column) error {
+	table := map[kind]string{{"kube-proxy", "iptables"}: "nat", {"kube-proxy", "nftables"}: "kube-proxy", {"rutter", "nftables"}: "rutter"}[c.kind]
+	return c.run("n1", "nft", "delete", "table", "ip", table)
+}
+
+// cleanUp removes what a stopped proxy left.
+func cleanUp(c *column) error {
+	if err := stopProxy(unix.SIGTERM)(c); err != nil {
+		return err
+	}
+	if c.proxy == "rutter" {
+		err := c.run("n1", c.env.rutter, "proxy", "--cleanup")
+		if left := strings.TrimSpace(c.tables("n1")); err == nil && left != "" {
+			err = fmt.Errorf("rutter proxy --cleanup left:\n%s", left)
+		}
+		return err
+	}
+	return c.run("n1", c.env.kubeProxy, "--cleanup")
+}
+
 // flush removes everything in n1's nftables, which is also where iptables keeps
 // its rules.
-func flush(c *column) error {
-	return c.world.spaces["n1"].Do(func() error {
-		if out, err := exec.Command("nft", "flush", "ruleset").CombinedOutput(); err != nil {
-			return fmt.Errorf("nft flush ruleset: %w: %s", err, out)
-		}
-		return nil
-	})
-}
+func flush(c *column) error { return c.run("n1", "nft", "flush", "ruleset") }
 
 // createLong makes the service whose names are all as long as they may be.
 func createLong(r *runner) error {
