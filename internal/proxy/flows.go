@@ -98,7 +98,7 @@ func (p *Proxy) cleanFlows() {
 				f.want(front, endpoints)
 			}
 		}
-		node.Orphans = p.cfg.ServiceCIDRs
+		node.Orphans = p.serviceCIDRs
 	}
 	n, err := f.cleaner.Clean(f.pending, node)
 	p.metrics.flowsRemoved.add(p.cfg, n)

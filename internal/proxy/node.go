@@ -36,7 +36,7 @@ func (p *Proxy) rules(n plan.Node) (plan.Rules, error) {
 	r := plan.Rules{
 		MasqueradeAll: p.cfg.MasqueradeAll,
 		Detect:        p.cfg.Detect,
-		ServiceCIDRs:  p.cfg.ServiceCIDRs,
+		ServiceCIDRs:  p.serviceCIDRs,
 		NodeDNS:       p.cfg.NodeDNS,
 
 		LocalhostNodePorts: p.cfg.LocalhostNodePorts,

@@ -35,7 +35,7 @@ import (
 //	                then everything is taken over, later only changes) … ─▶ Close
 type Proxy struct {
 	cat     *catalog.Catalog
-	cfg     Config
+	cfg     Config // not changed after New
 	log     *slog.Logger
 	metrics *metrics
 
@@ -50,24 +50,25 @@ type Proxy struct {
 	loops sync.WaitGroup
 	stop  context.CancelFunc
 
-	mu        sync.Mutex
-	data      *nftables.Dataplane // nil before Start and after Close
-	host      *netlink.Handle     // interfaces and addresses of the namespace
-	nodeFacts plan.Node
-	rulesNow  plan.Rules
-	claims    *claims
-	flows     flows
-	counts    map[catalog.ServiceName]count // of services that have ports
-	total     count
-	skipped   map[catalog.ServiceName][]plan.Skip
-	refused   map[catalog.ServiceName]error
-	triggered map[catalog.ServiceName]time.Time // newest change trigger that was accounted for
-	started   time.Time
-	adopted   bool // the kernel holds what the catalogue says; else everything is gone through
-	lastApply time.Time
-	lastAdopt time.Time // when all services were gone through
-	lastErr   error
-	repairs   int
+	mu           sync.Mutex
+	data         *nftables.Dataplane // nil before Start and after Close
+	host         *netlink.Handle     // interfaces and addresses of the namespace
+	nodeFacts    plan.Node
+	rulesNow     plan.Rules
+	serviceCIDRs []netip.Prefix
+	claims       *claims
+	flows        flows
+	counts       map[catalog.ServiceName]count // of services that have ports
+	total        count
+	skipped      map[catalog.ServiceName][]plan.Skip
+	refused      map[catalog.ServiceName]error
+	triggered    map[catalog.ServiceName]time.Time // newest change trigger that was accounted for
+	started      time.Time
+	adopted      bool // the kernel holds what the catalogue says; else everything is gone through
+	lastApply    time.Time
+	lastAdopt    time.Time // when all services were gone through
+	lastErr      error
+	repairs      int
 }
 
 // count is what a service adds to the totals. noLocal counts ports of which
@@ -95,12 +96,13 @@ func New(cat *catalog.Catalog, cfg Config) (*Proxy, error) {
 	}
 	p := &Proxy{
 		cat: cat, cfg: cfg, log: cfg.Logger,
-		claims:    newClaims(),
-		flows:     flows{held: make(map[catalog.ServiceName]conntrack.Wanted)},
-		counts:    make(map[catalog.ServiceName]count),
-		skipped:   make(map[catalog.ServiceName][]plan.Skip),
-		refused:   make(map[catalog.ServiceName]error),
-		triggered: make(map[catalog.ServiceName]time.Time),
+		serviceCIDRs: cfg.ServiceCIDRs,
+		claims:       newClaims(),
+		flows:        flows{held: make(map[catalog.ServiceName]conntrack.Wanted)},
+		counts:       make(map[catalog.ServiceName]count),
+		skipped:      make(map[catalog.ServiceName][]plan.Skip),
+		refused:      make(map[catalog.ServiceName]error),
+		triggered:    make(map[catalog.ServiceName]time.Time),
 	}
 	p.traffic.sums = make(map[catalog.ServiceName]map[endpointKey]*EndpointTraffic)
 	if cfg.Registerer != nil && (!cfg.NoCounters || cfg.CountBytes) {
@@ -294,7 +296,7 @@ func (p *Proxy) SetServiceCIDRs(ctx context.Context, cidrs []netip.Prefix) error
 	if p.data == nil {
 		return errors.New("proxy: not started")
 	}
-	p.cfg.ServiceCIDRs = cidrs
+	p.serviceCIDRs = cidrs
 	if slices.Equal(cidrs, p.rulesNow.ServiceCIDRs) {
 		return nil
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"slices"
 	"testing"
@@ -107,6 +108,40 @@ func BenchmarkChange(b *testing.B) {
 			}
 			b.ReportMetric(float64(sent)/float64(i), "netlink-B/op")
 			b.ReportAllocs()
+		})
+	}
+}
+
+// BenchmarkConnection is a new TCP connection through a cluster IP, from one
+// namespace to another, among so many services: the cost must be flat.
+func BenchmarkConnection(b *testing.B) {
+	for _, n := range []int{1, 1000, 50000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			node := testnet.New(b, "node")
+			node.Forward()
+			client := node.Pod("client", "10.244.0.9")
+			server := node.Pod("server", "10.244.0.2")
+			server.Serve("10.244.0.2:8080")
+			services := fleet(n, 2)
+			services[n/2].Ports[0].Cluster = []netip.AddrPort{netip.MustParseAddrPort("10.244.0.2:8080")}
+			to := services[n/2].Ports[0].ClusterIP.String()
+			d := openBench(b, node)
+			defer d.Close()
+			if _, err := d.Adopt(context.Background(), services); err != nil {
+				b.Fatal(err)
+			}
+			client.Do(func() {
+				for b.Loop() {
+					c, err := net.Dial("tcp", to)
+					if err != nil {
+						b.Fatal(err)
+					}
+					// A reset leaves no TIME_WAIT, of which there would soon be
+					// one for each port.
+					_ = c.(*net.TCPConn).SetLinger(0)
+					c.Close()
+				}
+			})
 		})
 	}
 }
