@@ -163,7 +163,8 @@ func TestSetup(t *testing.T) {
 		"prometheus\nprometheus":           "Corefile:3: prometheus stands twice in this server block (first at Corefile:2); keep one",
 		"prometheus localhost":             `Corefile:2: address "localhost": address localhost: missing port in address; write host:port or :port`,
 		"prometheus a:1 b:2":               `Corefile:2: wrong arguments for "prometheus": got 2; expected at most an address`,
-		"prometheus {\n tls f\n}":          "Corefile:3: metrics over TLS are not supported by Rutter; remove the line and put a proxy in front",
+		"prometheus {\n tls\n}":            `Corefile:3: wrong arguments for "tls": got none; expected a web configuration file`,
+		"prometheus {\n tls /none\n}":      "Corefile:3: tls: open /none: no such file or directory",
 		"prometheus {\n runtime_metric\n}": `Corefile:3: unknown property of prometheus "runtime_metric"; did you mean "runtime_metrics"?`,
 	} {
 		env, _ := plugintest.NewEnv()

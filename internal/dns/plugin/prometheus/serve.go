@@ -2,6 +2,7 @@ package prometheus
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"net"
 	"net/http"
@@ -25,7 +26,7 @@ type (
 	serverKey    struct{ addr string }
 )
 
-// Setup reads `prometheus [ADDR] { runtime_metrics }`.
+// Setup reads `prometheus [ADDR] { runtime_metrics; tls WEBCONFIG_FILE }`.
 func Setup(b *plugin.Block, lines []corefile.Directive) (plugin.New, error) {
 	if err := plugin.Once(lines); err != nil {
 		return nil, err
@@ -43,18 +44,28 @@ func Setup(b *plugin.Block, lines []corefile.Directive) (plugin.New, error) {
 		return nil, corefile.Arguments(d, "at most an address")
 	}
 	runtimeMetrics := false
+	var config *tls.Config
 	for _, p := range d.Block {
 		switch p.Name.Text {
 		case "runtime_metrics":
 			runtimeMetrics = true
 		case "tls":
-			return nil, corefile.Errorf(p.Name, "metrics over TLS are not supported by Rutter; remove the line and put a proxy in front")
+			if len(p.Args) != 1 {
+				return nil, corefile.Arguments(p, "a web configuration file")
+			}
+			var err error
+			if config, err = serverTLS(b.File(p.Args[0].Text)); err != nil {
+				return nil, corefile.Errorf(p.Args[0], "tls: %w", err)
+			}
 		default:
 			return nil, corefile.Unknown("property of prometheus", p.Name, "runtime_metrics", "tls")
 		}
 	}
 	all := b.Env.Kept(collectorKey{}, func() any { return newCollector() }).(*collector)
 	srv := b.Shared(serverKey{addr}, func() any { return &server{addr: addr} }).(*server)
+	if config != nil {
+		srv.tls = config
+	}
 	h := &handler{all: all}
 	var on []enabled
 	b.OnStart(func(context.Context) error {
@@ -112,6 +123,7 @@ func enabledIn(b *plugin.Block) []enabled {
 // server is the HTTP server of one address, shared by the blocks that name it.
 type server struct {
 	addr string
+	tls  *tls.Config // nil: clear text
 
 	mu   sync.Mutex
 	http *http.Server
@@ -127,6 +139,9 @@ func (s *server) start(env *plugin.Env) error {
 	l, err := env.Listen("tcp", s.addr)
 	if err != nil {
 		return plugin.Error(name, err)
+	}
+	if s.tls != nil {
+		l = tls.NewListener(l, s.tls)
 	}
 	mux := http.NewServeMux()
 	mux.Handle("/metrics", promhttp.HandlerFor(env.Registry, promhttp.HandlerOpts{}))
