@@ -90,7 +90,12 @@ func (l *listener) accept() {
 		t.users.Store(1)
 		l.mu.Lock()
 		l.conns[t] = struct{}{}
+		stopping := l.stopping
 		l.mu.Unlock()
+		if stopping { // close has not seen it
+			t.release()
+			return
+		}
 		l.serving.Go(func() {
 			defer t.release()
 			t.serve()
