@@ -7,6 +7,7 @@ package cache
 
 import (
 	"context"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -67,39 +68,71 @@ func (o *options) content() string {
 	return text
 }
 
-// keptKey names a block over reloads by what it serves.
-type keptKey struct{ keys, view string }
+// Source is implemented by handlers that answer with what others say. Their
+// answers are forgotten when Source, a text for whom they ask, is another one
+// after a reload.
+type Source interface {
+	Source() string
+}
+
+// keptKey names a block over reloads by what it serves, and by how many like it
+// stand before it.
+type keptKey struct {
+	keys, view string
+	nth        int32
+}
 
 type kept struct {
-	mu sync.Mutex
+	mu      sync.Mutex
+	sources string
 	*stores
 }
 
 // start takes over what the block's predecessor has cached.
 func (h *handler) start(ctx context.Context) error {
-	k := keptKey{view: h.block.View}
-	for _, key := range h.block.Keys {
-		k.keys += key.String() + " "
-	}
-	old := h.block.Env.Kept(k, func() any { return &kept{stores: h.stores} }).(*kept)
-	old.mu.Lock()
-	defer old.mu.Unlock()
-	if same := old.stores; same.zones == h.stores.zones && same.success.capacity() == h.stores.success.capacity() && same.denial.capacity() == h.stores.denial.capacity() {
-		h.stores = same
-	} else {
-		h.stores.success.take(same.success, func(e *entry) bool { return h.keeps(e, h.success.disabled) })
-		h.stores.denial.take(same.denial, func(e *entry) bool { return h.keeps(e, h.denial.disabled) })
-		old.stores = h.stores
-	}
 	behind := false // the cache in the order
+	sources := ""
 	for _, other := range h.block.Handlers() {
 		if o, ok := other.(Owner); ok && behind {
 			h.owners = append(h.owners, o)
 		}
+		if s, ok := other.(Source); ok {
+			sources += other.Name() + " " + s.Source() + "\n"
+		}
 		behind = behind || other == plugin.Handler(h)
 	}
+	h.takeOver(h.key(), sources)
 	h.ctx, h.cancel = context.WithCancel(ctx)
 	return nil
+}
+
+func (h *handler) key() keptKey {
+	k := keptKey{view: h.block.View}
+	for _, key := range h.block.Keys {
+		k.keys += key.String() + " "
+	}
+	k.keys += strings.Join(h.block.Bind, " ")
+	k.nth = h.block.Shared(k, func() any { return new(atomic.Int32) }).(*atomic.Int32).Add(1)
+	return k
+}
+
+// takeOver makes the stores kept under k the handler's, if they hold what it
+// would have put there.
+func (h *handler) takeOver(k keptKey, sources string) {
+	old := h.block.Env.Kept(k, func() any { return &kept{stores: h.stores, sources: sources} }).(*kept)
+	old.mu.Lock()
+	defer old.mu.Unlock()
+	same := old.stores
+	switch {
+	case old.sources != sources:
+		old.sources, old.stores = sources, h.stores
+	case same.zones == h.stores.zones && same.success.capacity() == h.stores.success.capacity() && same.denial.capacity() == h.stores.denial.capacity():
+		h.stores = same
+	default:
+		h.stores.success.take(same.success, func(e *entry) bool { return h.keeps(e, h.success.disabled) })
+		h.stores.denial.take(same.denial, func(e *entry) bool { return h.keeps(e, h.denial.disabled) })
+		old.stores = h.stores
+	}
 }
 
 func (h *handler) stop() error {

@@ -27,7 +27,10 @@ type upstream struct {
 	queries atomic.Int32
 	reply   atomic.Pointer[func(n int32, r *dns.Msg) *dns.Msg]
 	local   bool // has data of its own
+	source  string
 }
+
+func (u *upstream) Source() string { return u.source }
 
 func (*upstream) Name() string { return "upstream" }
 
@@ -581,7 +584,11 @@ func TestSurvivesReload(t *testing.T) {
 			t.Errorf("%q: got %q, want a hit", line, got)
 		}
 	}
-	if got := ask("cache {\ndisable success example.org\n}", "a.example.org. A"); !strings.Contains(got, "192.0.2.2") {
+	u.source = "somebody else"
+	if got := ask("cache", "a.example.org. A"); !strings.Contains(got, "192.0.2.2") {
+		t.Errorf("another upstream: got %q, want its answer", got)
+	}
+	if got := ask("cache {\ndisable success example.org\n}", "a.example.org. A"); !strings.Contains(got, "192.0.2.3") {
 		t.Errorf("disabled: got %q", got)
 	}
 }

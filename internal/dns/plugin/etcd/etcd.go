@@ -26,11 +26,16 @@ type options struct {
 
 type handler struct {
 	options
+	line  string // a hash of the Corefile's line
 	next  plugin.Handler
 	store *store // from start to stop
 }
 
 func (h *handler) Name() string { return name }
+
+// Source tells which etcd is asked: what has been cached of it is forgotten
+// when it changes.
+func (h *handler) Source() string { return h.line }
 
 // ServeDNS answers for names in the zones.
 func (h *handler) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (int, error) {

@@ -34,6 +34,7 @@ func Setup(b *plugin.Block, lines []corefile.Directive) (plugin.New, error) {
 		prefix: "skydns", endpoints: []string{"http://localhost:2379"},
 		minLease: 30, maxLease: 86400,
 	}}
+	h.line = corefile.Hash([]corefile.ServerBlock{{Directives: lines[:1]}})
 	zones, err := corefile.ZoneList(d.Args)
 	if err != nil {
 		return nil, err

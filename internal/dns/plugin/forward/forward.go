@@ -31,6 +31,7 @@ type handler struct {
 	next plugin.Handler
 	log  *slog.Logger
 	options
+	lines     string // a hash of all forward lines
 	upstreams []*upstream
 	metrics   *metrics
 	inFlight  atomic.Int64
@@ -41,6 +42,10 @@ type handler struct {
 }
 
 func (h *handler) Name() string { return name }
+
+// Source tells whom the lines of the server block ask and how: what has been
+// cached of them is forgotten when it changes.
+func (h *handler) Source() string { return h.lines }
 
 // ServeDNS passes r on unless it is outside the line's zone or in an exception.
 func (h *handler) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (int, error) {

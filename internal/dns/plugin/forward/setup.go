@@ -58,13 +58,14 @@ var properties = []string{
 // a name fits answers.
 func Setup(b *plugin.Block, lines []corefile.Directive) (plugin.New, error) {
 	m := newMetrics(b.Env.Registry)
+	hash := corefile.Hash([]corefile.ServerBlock{{Directives: lines}})
 	var handlers []*handler
 	for _, d := range lines {
 		h, err := parse(b, d)
 		if err != nil {
 			return nil, err
 		}
-		h.metrics = m
+		h.metrics, h.lines = m, hash
 		b.OnStart(h.start)
 		b.OnShutdown(h.stop)
 		handlers = append(handlers, h)

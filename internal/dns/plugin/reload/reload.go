@@ -114,10 +114,14 @@ func (w *watcher) start(ctx context.Context) error {
 		running = corefile.Hash(blocks)
 	}
 	w.log.Info("Running configuration SHA512 = " + running)
-	w.version.Reset()
-	w.version.WithLabelValues("sha512", running).Set(1)
+	w.show(running)
 	go w.watch(ctx, running, last) // ends with ctx, that is with the configuration
 	return nil
+}
+
+func (w *watcher) show(running string) {
+	w.version.Reset()
+	w.version.WithLabelValues("sha512", running).Set(1)
 }
 
 func (w *watcher) watch(ctx context.Context, running string, last *loaded) {
@@ -148,6 +152,7 @@ func (w *watcher) watch(ctx context.Context, running string, last *loaded) {
 			last.hash = ""
 			refused = hash
 			w.failed.Inc()
+			w.show(running) // the new one may have shown itself already
 			w.log.Error("Corefile changed but reload failed, the old configuration keeps running: " + err.Error())
 			continue
 		}
