@@ -129,6 +129,7 @@ func TestRestart(t *testing.T) {
 		t.Errorf("a service deleted meanwhile: %q", got)
 	}
 
+	w.proxy.Close() // or it would repair
 	w.node.Do(func() {
 		if err := proxy.Cleanup(); err != nil {
 			t.Fatal(err)
@@ -184,6 +185,7 @@ func TestRivals(t *testing.T) {
 	if got := log.String(); !strings.Contains(got, "[table ip kube-proxy table ip6 nat]") {
 		t.Errorf("logged %q", got)
 	}
+	w.proxy.Close()
 	w.node.Do(func() {
 		if err := proxy.Cleanup(); err != nil {
 			t.Fatal(err)
