@@ -170,3 +170,24 @@ func TestRefuses(t *testing.T) {
 	})
 	plugintest.Accepts(t, order, "file "+dir+"/good", "file "+dir+"/none", "file "+dir+"/good a.test 10.0.0.0/8 {\nreload 0\nfallthrough\nreload_by_mtime\nupstream 1.2.3.4\n}\nfile "+dir+"/good b.test")
 }
+
+func TestDirectDoesNotAllocate(t *testing.T) {
+	dir := plugintest.WriteFiles(t, map[string]string{"db": "@ 60 IN SOA a b 1 2 3 4 5\n@ 60 IN NS ns\nx 60 IN A 192.0.2.1\nx 60 IN A 192.0.2.2\n"})
+	s := plugintest.Start(t, "a.test {\nfile "+dir+"/db\n}\n", order...)
+	h := s.Block.First().(*handler)
+	for _, question := range []string{"x.a.test. A", "x.a.test. MX", "none.a.test. A"} {
+		r, _, _ := plugintest.ParseQuestion(question)
+		raw, _ := r.Pack()
+		q, a, buf := new(wire.Query), wire.NewAnswer(1), make([]byte, 4096)
+		if n := testing.AllocsPerRun(100, func() {
+			q.Parse(raw)
+			a.Begin(q, buf)
+			if h.ServeDirect(q, a) != plugin.Answered {
+				t.Fatal("not answered")
+			}
+			a.Finish()
+		}); n != 0 {
+			t.Errorf("%s: %v allocations", question, n)
+		}
+	}
+}
