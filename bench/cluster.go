@@ -2,10 +2,13 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -122,11 +125,28 @@ func (s shape) fill(ctx context.Context, client kubernetes.Interface, progress f
 }
 
 func (s shape) create(ctx context.Context, client kubernetes.Interface, i service) error {
-	if _, err := client.DiscoveryV1().EndpointSlices(i.namespace()).Create(ctx, i.slice(s.endpoints), metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
-		return err
+	return errors.Join(
+		makeOne(func() error {
+			_, err := client.DiscoveryV1().EndpointSlices(i.namespace()).Create(ctx, i.slice(s.endpoints), metav1.CreateOptions{})
+			return err
+		}),
+		makeOne(func() error {
+			_, err := client.CoreV1().Services(i.namespace()).Create(ctx, i.object(s.headless), metav1.CreateOptions{})
+			return err
+		}))
+}
+
+// makeOne makes an object that may be there. A busy machine's etcd times out
+// now and then; that is worth another try.
+func makeOne(create func() error) error {
+	for try := 0; ; try++ {
+		err := create()
+		switch {
+		case err == nil, apierrors.IsAlreadyExists(err):
+			return nil
+		case try == 5 || !apierrors.IsInternalError(err) && !apierrors.IsServerTimeout(err) && !apierrors.IsTimeout(err) && !strings.Contains(err.Error(), "timed out"):
+			return err
+		}
+		time.Sleep(time.Second)
 	}
-	if _, err := client.CoreV1().Services(i.namespace()).Create(ctx, i.object(s.headless), metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
-		return err
-	}
-	return nil
 }

@@ -267,8 +267,13 @@ func (b *bench) changeOne(ctx context.Context, reg *peer.Registry, p *peer.Proce
 	if err != nil {
 		return err
 	}
-	// This process's own watch sees the event when the proxy's does.
-	w, err := endpointSlices.Watch(ctx, metav1.ListOptions{ResourceVersion: old.ResourceVersion,
+	// This process's own watch sees the event when the proxy's does. It begins
+	// now: the slice's own version may be older than the server's memory.
+	now, err := endpointSlices.List(ctx, metav1.ListOptions{Limit: 1})
+	if err != nil {
+		return err
+	}
+	w, err := endpointSlices.Watch(ctx, metav1.ListOptions{ResourceVersion: now.ResourceVersion,
 		FieldSelector: fields.OneTermEqualSelector("metadata.name", old.Name).String()})
 	if err != nil {
 		return err
@@ -285,6 +290,7 @@ func (b *bench) changeOne(ctx context.Context, reg *peer.Registry, p *peer.Proce
 	m.want <- addr
 	events := make(chan time.Time, 1)
 	go func() {
+		defer close(events)
 		for e := range w.ResultChan() {
 			if s, ok := e.Object.(*discoveryv1.EndpointSlice); ok && e.Type == watch.Modified && s.ResourceVersion != old.ResourceVersion {
 				events <- time.Now()
@@ -304,7 +310,10 @@ func (b *bench) changeOne(ctx context.Context, reg *peer.Registry, p *peer.Proce
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	event := <-events
+	event, ok := <-events
+	if !ok {
+		return errors.New("the watch of this benchmark ended before its event")
+	}
 	r.fromWrite = append(r.fromWrite, inKernel.Sub(written))
 	r.fromEvent = append(r.fromEvent, max(0, inKernel.Sub(event)))
 	if err := p.Idle(quietPeriod, 2*time.Minute); err != nil {
