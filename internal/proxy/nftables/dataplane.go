@@ -1,9 +1,11 @@
 // Package nftables makes the kernel hold a plan, in nf_tables, over netlink.
 //
 // It owns `table ip rutter` and `table ip6 rutter` and touches nothing else.
-// layout.go says how they are laid out, spread.go how a connection finds its
-// endpoint, change.go what a change of a service costs, adopt.go how a start
-// takes over what a former process left, table.go how it all is committed.
+// Read in this order: layout.go (what the tables look like), chains.go (the
+// chains that all services share), spread.go and affinity.go (how a connection
+// finds its endpoint), change.go (what a change of a service costs), commit.go
+// (how it gets to the kernel), adopt.go (how a start takes over what a former
+// process left), monitor.go (what others do to the tables).
 package nftables
 
 import (
