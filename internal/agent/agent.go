@@ -26,7 +26,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/rutter-project/rutter/internal/catalog"
+	"github.com/rutter-project/rutter/internal/dns/cluster"
 	"github.com/rutter-project/rutter/internal/dns/plugin/kubernetes"
+	"github.com/rutter-project/rutter/internal/heap"
 	"github.com/rutter-project/rutter/internal/kubeapi"
 	"github.com/rutter-project/rutter/internal/node/pod"
 	"github.com/rutter-project/rutter/internal/node/route"
@@ -44,6 +46,8 @@ const (
 	// apiBound is how long the API may be unreachable at start when there is no
 	// saved catalogue to serve from.
 	apiBound = 10 * time.Second
+	// heapFloor is the heap, in bytes, below which garbage is not hurried for.
+	heapFloor = 24 << 20
 	// sweepPeriod is how often dead pods are looked for.
 	sweepPeriod = 10 * time.Second
 	// stopBound is how long open queries may take at the end.
@@ -88,6 +92,8 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 
+	cluster.RegisterClientMetrics(registry)
+
 	a := &agent{cfg: cfg, started: time.Now(), cat: catalog.New(watched)}
 	a.wait("the API server")
 	if a.source, err = kube.New(kube.Config{REST: rest, Kinds: watched, PodsOnNode: cfg.NodeName, Log: cfg.Log}, a.cat); err != nil {
@@ -113,6 +119,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	var running sync.WaitGroup
 	defer running.Wait()
 	defer fail(nil)
+	running.Go(func() { heap.Tune(ctx, heapFloor) })
 	running.Go(func() { a.source.Run(ctx) })
 	if err := a.firstPicture(ctx, api); err != nil {
 		return cause(ctx, err)

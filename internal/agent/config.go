@@ -67,10 +67,16 @@ func (c *Config) Complete() error {
 	if c.ClusterDNS == nil {
 		c.ClusterDNS = []netip.Addr{netip.MustParseAddr("10.96.0.10")}
 	}
-	for _, s := range c.ServiceCIDRs {
-		for _, p := range c.ClusterCIDRs {
+	return Disjoint("--service-cidr", c.ServiceCIDRs, "--cluster-cidr", c.ClusterCIDRs)
+}
+
+// Disjoint says no if ranges of service addresses and of pods overlap, by the
+// names of the flags that gave them.
+func Disjoint(serviceFlag string, services []netip.Prefix, podFlag string, pods []netip.Prefix) error {
+	for _, s := range services {
+		for _, p := range pods {
 			if s.Overlaps(p) {
-				return fmt.Errorf("--service-cidr %s overlaps --cluster-cidr %s: service addresses and pods need ranges of their own", s, p)
+				return fmt.Errorf("%s %s overlaps %s %s: service addresses and pods need ranges of their own", serviceFlag, s, podFlag, p)
 			}
 		}
 	}

@@ -27,7 +27,7 @@ import (
 
 // The kubelet's figures: a lease of 40 s renewed every 10 s, so the
 // node-lifecycle controller (grace period 50 s) rides out three lost renewals;
-// status is sent again every 5 minutes, or when it changes.
+// status is sent again every 5 minutes, and after a renewal failed.
 const (
 	leaseDuration = 40 * time.Second
 	leaseRenewal  = 10 * time.Second
@@ -79,9 +79,7 @@ func (r *registration) run(ctx context.Context) error {
 		}
 		wait := tick.C
 		if err != nil { // sooner than the next renewal: pods wait for the Node
-			retry := time.NewTimer(time.Second)
-			defer retry.Stop()
-			wait = retry.C
+			wait = time.After(time.Second)
 		}
 		select {
 		case <-ctx.Done():
