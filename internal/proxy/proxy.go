@@ -7,7 +7,6 @@
 package proxy
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -69,24 +68,6 @@ type Proxy struct {
 	lastAdopt    time.Time // when all services were gone through
 	lastErr      error
 	repairs      int
-}
-
-// count is what a service adds to the totals. noLocal counts ports of which
-// traffic to this node is dropped: policy, family.
-type count struct {
-	services, ports, endpoints int
-	noLocal                    [2][2]int
-}
-
-func (c *count) add(o count, by int) {
-	c.services += by * o.services
-	c.ports += by * o.ports
-	c.endpoints += by * o.endpoints
-	for i := range c.noLocal {
-		for f := range c.noLocal[i] {
-			c.noLocal[i][f] += by * o.noLocal[i][f]
-		}
-	}
 }
 
 // New checks the configuration. Nothing is touched before Start.
@@ -307,37 +288,6 @@ func (p *Proxy) SetServiceCIDRs(ctx context.Context, cidrs []netip.Prefix) error
 	return p.outcome(p.adopt(ctx))
 }
 
-func (p *Proxy) planner() plan.Planner {
-	pl := plan.Planner{Node: p.nodeFacts, Options: plan.Options{NoExternalIPs: p.cfg.NoExternalIPs}}
-	if len(p.cfg.NodeDNS) > 0 {
-		pl.Extra = map[catalog.ServiceName][]netip.AddrPort{p.cfg.DNSService: p.cfg.NodeDNS}
-	}
-	return pl
-}
-
-// Walk tells what the kernel does with a packet, by the plan of what the
-// catalogue holds now.
-func (p *Proxy) Walk(pkt plan.Packet) (plan.Result, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.data == nil {
-		return plan.Result{}, errors.New("proxy: not started")
-	}
-	addrs, err := p.localAddrs()
-	if err != nil {
-		return plan.Result{}, fmt.Errorf("proxy: %w", err)
-	}
-	var services []plan.Service
-	planner := p.planner()
-	p.cat.Services(func(n catalog.ServiceName, e catalog.Entry) bool {
-		s := planner.Service(n, &e)
-		p.claims.asHeld(&s)
-		services = append(services, s)
-		return true
-	})
-	return plan.NewTable(p.rulesNow, addrs, services).Walk(pkt), nil
-}
-
 // adopt plans every service and makes the kernel hold just these.
 func (p *Proxy) adopt(ctx context.Context) error {
 	start := time.Now()
@@ -402,117 +352,4 @@ func (p *Proxy) apply(ctx context.Context, names []catalog.ServiceName) error {
 	p.cleanFlows()
 	p.metrics.partial.observe(p.cfg, p.lastApply.Sub(start))
 	return nil
-}
-
-// plan plans the named services and those that gain or lose a front end by it.
-// losers are those that may have had a front end which another has now.
-func (p *Proxy) plan(names []catalog.ServiceName) (plans []plan.Service, losers map[catalog.ServiceName]struct{}) {
-	planner := p.planner()
-	plans = make([]plan.Service, 0, len(names))
-	var at map[catalog.ServiceName]int // where in plans; made when a name comes again
-	for i := 0; i < len(names); i++ {
-		e, _ := p.cat.Service(names[i])
-		s := planner.Service(names[i], &e)
-		lost, heirs := p.claims.settle(&s)
-		if j, again := at[s.Name]; again {
-			plans[j] = s
-		} else {
-			plans = append(plans, s)
-			if at != nil {
-				at[s.Name] = len(plans) - 1
-			}
-		}
-		if len(lost)+len(heirs) == 0 {
-			continue
-		}
-		if at == nil {
-			at, losers = make(map[catalog.ServiceName]int), make(map[catalog.ServiceName]struct{})
-			for j := range plans {
-				at[plans[j].Name] = j
-			}
-		}
-		if len(heirs) > 0 {
-			losers[s.Name] = struct{}{}
-		}
-		for _, n := range lost {
-			losers[n] = struct{}{}
-		}
-		names = append(slices.Clip(names), append(lost, heirs...)...)
-	}
-	return plans, losers
-}
-
-// settle records what became of the plans.
-func (p *Proxy) settle(plans []plan.Service, refused []nftables.Refusal) {
-	for i := range plans {
-		s := &plans[i]
-		p.total.add(p.counts[s.Name], -1)
-		delete(p.counts, s.Name)
-		delete(p.refused, s.Name)
-		delete(p.skipped, s.Name)
-		if len(s.Ports) > 0 {
-			c := count{services: 1, ports: len(s.Ports)}
-			for j := range s.Ports {
-				port := &s.Ports[j]
-				c.endpoints += max(len(port.Cluster), len(port.Local))
-				f := familyIndex(port.ClusterIP.Addr())
-				if port.InternalLocal && port.Usable && len(port.Local) == 0 {
-					c.noLocal[0][f]++
-				}
-				if port.ExternalLocal && port.Usable && len(port.Local) == 0 {
-					c.noLocal[1][f]++
-				}
-			}
-			p.counts[s.Name] = c
-			p.total.add(c, 1)
-		}
-		if len(s.Skipped) > 0 && len(s.Ports) > 0 {
-			p.skipped[s.Name] = s.Skipped
-		}
-		p.checks.Set(s.Name, s.HealthCheck)
-		p.flows.changed(s)
-		p.observeTrigger(s.Name)
-	}
-	for _, r := range refused {
-		p.refused[r.Service] = r.Err
-		p.event(Event{r.Service, true, "FailedToProgramService", "Program", "the kernel refuses this service: " + r.Err.Error()})
-		p.log.Error("the kernel refuses a service; the others are in place", "service", r.Service.String(), "err", r.Err)
-	}
-	p.metrics.refused.Set(float64(len(p.refused)))
-	for _, f := range families(p.cfg) {
-		i := 0
-		if f == "IPv6" {
-			i = 1
-		}
-		p.metrics.noLocal.WithLabelValues("internal", f).Set(float64(p.total.noLocal[0][i]))
-		p.metrics.noLocal.WithLabelValues("external", f).Set(float64(p.total.noLocal[1][i]))
-	}
-}
-
-// observeTrigger feeds the network programming latency: from the change that
-// an EndpointSlice tells of until now. Slices that changed before this process
-// started say nothing about it.
-func (p *Proxy) observeTrigger(name catalog.ServiceName) {
-	e, _ := p.cat.Service(name)
-	last := p.triggered[name]
-	newest := last
-	for _, s := range e.Slices {
-		if t := s.ChangeTriggered; t.After(last) {
-			if t.After(p.started) {
-				p.metrics.latency.observe(p.cfg, time.Since(t))
-			}
-			if t.After(newest) {
-				newest = t
-			}
-		}
-	}
-	if e.Service == nil && len(e.Slices) == 0 {
-		delete(p.triggered, name)
-	} else if newest != last {
-		p.triggered[name] = newest
-	}
-}
-
-func compareNames(a, b catalog.ServiceName) int {
-	return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
 }
