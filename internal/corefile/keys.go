@@ -1,6 +1,7 @@
 package corefile
 
 import (
+	"errors"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -70,7 +71,7 @@ func resolve(t Token, dnsPort string) ([]Key, error) {
 func Zones(word string) ([]string, error) {
 	if p, err := netip.ParsePrefix(word); err == nil && p.Addr().Zone() == "" {
 		if p.Addr().Is6() && (word[0] == ':' || word[0] == '0') {
-			return nil, zoneError("an IPv6 network that begins with 0 is not taken; write its ip6.arpa name")
+			return nil, errors.New("an IPv6 network that begins with 0 is not taken; write its ip6.arpa name")
 		}
 		return reverseZones(p.Masked()), nil
 	}
@@ -83,10 +84,6 @@ func Zones(word string) ([]string, error) {
 	}
 	return []string{zone}, nil
 }
-
-type zoneError string
-
-func (e zoneError) Error() string { return string(e) }
 
 // qualified tells whether name ends in a dot that is not escaped.
 func qualified(name string) bool {
@@ -105,7 +102,7 @@ func validName(name string) error {
 		c := name[i]
 		if c == '.' {
 			if label == 0 {
-				return zoneError("the name has an empty label")
+				return errors.New("the name has an empty label")
 			}
 			total, label = total+label+1, 0
 			continue
@@ -114,24 +111,24 @@ func validName(name string) error {
 			switch {
 			case i+3 < len(name) && digit(name[i+1]) && digit(name[i+2]) && digit(name[i+3]):
 				if n, _ := strconv.Atoi(name[i+1 : i+4]); n > 255 {
-					return zoneError("the name has an escape over \\255")
+					return errors.New("the name has an escape over \\255")
 				}
 				i += 3
 			case i+1 < len(name) && !digit(name[i+1]):
 				i++
 			default:
-				return zoneError("the name has a broken escape")
+				return errors.New("the name has a broken escape")
 			}
 		}
 		if label++; label > 63 {
-			return zoneError("the name has a label of more than 63 octets")
+			return errors.New("the name has a label of more than 63 octets")
 		}
 	}
 	if label > 0 {
-		return zoneError("the name ends in a backslash")
+		return errors.New("the name ends in a backslash")
 	}
 	if total > 255 {
-		return zoneError("the name is longer than 255 octets")
+		return errors.New("the name is longer than 255 octets")
 	}
 	return nil
 }

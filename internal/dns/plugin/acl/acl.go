@@ -4,7 +4,6 @@ package acl
 
 import (
 	"context"
-	"log/slog"
 	"net/netip"
 	"slices"
 
@@ -20,7 +19,6 @@ const name = "acl"
 
 type handler struct {
 	next    plugin.Handler
-	log     *slog.Logger
 	rules   []rule
 	metrics *metrics
 }

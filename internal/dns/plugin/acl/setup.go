@@ -17,7 +17,7 @@ import (
 //	    allow|block|filter|drop [type TYPES...] [net NETWORKS...]
 //	}
 func Setup(b *plugin.Block, lines []corefile.Directive) (plugin.New, error) {
-	h := &handler{log: b.Log(name), metrics: newMetrics(b.Env.Registry)}
+	h := &handler{metrics: newMetrics(b.Env.Registry)}
 	for _, d := range lines {
 		zones, err := corefile.ZoneList(d.Args)
 		if err != nil {

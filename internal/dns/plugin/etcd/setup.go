@@ -2,15 +2,13 @@ package etcd
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"math"
-	"os"
 	"strconv"
 	"time"
 
 	"github.com/rutter-project/rutter/internal/corefile"
 	"github.com/rutter-project/rutter/internal/dns/plugin"
+	"github.com/rutter-project/rutter/internal/dns/plugin/clienttls"
 )
 
 var properties = []string{"path", "endpoint", "tls", "credentials", "fallthrough", "min-lease-ttl", "max-lease-ttl", "stubzones", "debug", "upstream"}
@@ -85,7 +83,9 @@ func (o *options) property(b *plugin.Block, p corefile.Directive) error {
 		}
 		return nil
 	case "tls":
-		return o.setTLS(b, p)
+		var err error
+		o.tls, err = clienttls.Parse(b, p)
+		return err
 	case "credentials":
 		if err := p.Want(2, 2, "a user and a password"); err != nil {
 			return err
@@ -124,33 +124,4 @@ func ttl(p corefile.Directive, v *uint32) error {
 	}
 	*v = uint32(d / time.Second)
 	return err
-}
-
-// setTLS reads: tls [CERT KEY] [CA]
-func (o *options) setTLS(b *plugin.Block, p corefile.Directive) error {
-	if err := p.Want(0, 3, "nothing, CA, CERT KEY or CERT KEY CA"); err != nil {
-		return err
-	}
-	o.tls = &tls.Config{MinVersion: tls.VersionTLS12}
-	args := p.Args
-	if len(args) >= 2 {
-		cert, err := tls.LoadX509KeyPair(b.File(args[0].Text), b.File(args[1].Text))
-		if err != nil {
-			return corefile.Errorf(args[0], "client certificate: %w", err)
-		}
-		o.tls.Certificates = []tls.Certificate{cert}
-		args = args[2:]
-	}
-	if len(args) == 0 {
-		return nil
-	}
-	pem, err := os.ReadFile(b.File(args[0].Text))
-	if err != nil {
-		return corefile.Errorf(args[0], "certificate authorities: %w", err)
-	}
-	o.tls.RootCAs = x509.NewCertPool()
-	if !o.tls.RootCAs.AppendCertsFromPEM(pem) {
-		return corefile.Errorf(args[0], "file %s has no certificate in PEM form", args[0].Text)
-	}
-	return nil
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/rutter-project/rutter/internal/corefile"
 	"github.com/rutter-project/rutter/internal/dns/plugin"
+	"github.com/rutter-project/rutter/internal/dns/plugin/clienttls"
 )
 
 // options are what a forward line says besides its upstreams.
@@ -200,7 +201,9 @@ func (h *handler) property(b *plugin.Block, p corefile.Directive) error {
 	case "failfast_all_unhealthy_upstreams":
 		return flag(&h.failfast)
 	case "tls":
-		return h.setTLS(b, p)
+		var err error
+		h.tls, err = clienttls.Parse(b, p)
+		return err
 	case "tls_servername":
 		t, err := one("a server name")
 		h.tlsName = t.Text

@@ -8,6 +8,7 @@ import (
 	"github.com/miekg/dns"
 
 	"github.com/rutter-project/rutter/internal/dns/plugin"
+	"github.com/rutter-project/rutter/internal/dns/plugin/reverse"
 	"github.com/rutter-project/rutter/internal/dns/plugin/scope"
 	"github.com/rutter-project/rutter/internal/dns/wire"
 )
@@ -88,7 +89,7 @@ func (h *handler) records(owner string, qtype uint16, found *addresses) []dns.RR
 }
 
 func (h *handler) lookupAddr(reverseName string) []string {
-	addr, ok := addressOf(reverseName)
+	addr, ok := reverse.Addr(reverseName)
 	if !ok {
 		return nil
 	}

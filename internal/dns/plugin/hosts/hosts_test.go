@@ -1,8 +1,6 @@
 package hosts
 
 import (
-	"fmt"
-	"net/netip"
 	"os"
 	"strings"
 	"testing"
@@ -12,6 +10,7 @@ import (
 
 	"github.com/rutter-project/rutter/internal/dns/plugin"
 	"github.com/rutter-project/rutter/internal/dns/plugin/plugintest"
+	"github.com/rutter-project/rutter/internal/dns/plugin/reverse"
 )
 
 var order = []plugin.Entry{{Name: name, Setup: Setup, Effect: plugin.Local}}
@@ -105,27 +104,9 @@ func FuzzTable(f *testing.F) {
 		}
 		for addr, names := range tab.reverse {
 			name, err := dns.ReverseAddr(addr.String())
-			if back, ok := addressOf(name); err != nil || !ok || back != addr {
+			if back, ok := reverse.Addr(name); err != nil || !ok || back != addr {
 				t.Fatalf("%v of %v: %v", name, names, back)
 			}
 		}
 	})
-}
-
-func TestAddressOf(t *testing.T) {
-	for _, a := range []string{"192.0.2.1", "2001:db8::1", "::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"} {
-		addr := netip.MustParseAddr(a)
-		name, err := dns.ReverseAddr(a)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got, ok := addressOf(name); !ok || got != addr {
-			t.Errorf("%s: got %v", name, got)
-		}
-	}
-	for _, name := range []string{"in-addr.arpa.", "2.0.192.in-addr.arpa.", "1.2.3.4.5.in-addr.arpa.", "x.2.0.192.in-addr.arpa.", "ip6.arpa.", "example.org.", "256.0.0.1.in-addr.arpa.", fmt.Sprint(strings.Repeat("g.", 32), "ip6.arpa.")} {
-		if got, ok := addressOf(name); ok {
-			t.Errorf("%s: got %v", name, got)
-		}
-	}
 }

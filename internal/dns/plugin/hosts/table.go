@@ -3,7 +3,6 @@ package hosts
 import (
 	"bytes"
 	"net/netip"
-	"strings"
 
 	"github.com/miekg/dns"
 
@@ -90,34 +89,4 @@ func wireName(name string) (string, bool) {
 	var buf [256]byte
 	n, err := dns.PackDomainName(name, buf[:], 0, nil, false)
 	return string(buf[:n]), err == nil
-}
-
-// addressOf returns the address that a reverse name (RFC 1035 §3.5, RFC 3596
-// §2.5) is for.
-func addressOf(name string) (netip.Addr, bool) {
-	if labels, ok := strings.CutSuffix(name, ".in-addr.arpa."); ok {
-		parts := strings.Split(labels, ".")
-		if len(parts) != 4 {
-			return netip.Addr{}, false
-		}
-		a, err := netip.ParseAddr(parts[3] + "." + parts[2] + "." + parts[1] + "." + parts[0])
-		return a, err == nil
-	}
-	labels, ok := strings.CutSuffix(name, ".ip6.arpa.")
-	parts := strings.Split(labels, ".")
-	if !ok || len(parts) != 32 {
-		return netip.Addr{}, false
-	}
-	var b strings.Builder
-	for i := len(parts) - 1; i >= 0; i-- {
-		if len(parts[i]) != 1 {
-			return netip.Addr{}, false
-		}
-		b.WriteString(parts[i])
-		if i%4 == 0 && i > 0 {
-			b.WriteByte(':')
-		}
-	}
-	a, err := netip.ParseAddr(b.String())
-	return a, err == nil
 }

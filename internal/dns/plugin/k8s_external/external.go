@@ -29,7 +29,7 @@ type handler struct {
 	ttl      uint32
 	headless bool
 	cluster  *kubernetes.Kubernetes // of the same server block
-	reverse  reverse
+	index    index
 }
 
 // Setup reads:
@@ -64,7 +64,7 @@ func Setup(b *plugin.Block, lines []corefile.Directive) (plugin.New, error) {
 			e.Expected = "a kubernetes line beside it"
 			return e
 		}
-		h.reverse.cluster = h.cluster
+		h.index.cluster = h.cluster
 		return nil
 	})
 	return func(next plugin.Handler) plugin.Handler {

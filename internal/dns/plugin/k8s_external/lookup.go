@@ -12,14 +12,15 @@ import (
 	"github.com/rutter-project/rutter/internal/catalog"
 	"github.com/rutter-project/rutter/internal/dns/plugin"
 	"github.com/rutter-project/rutter/internal/dns/plugin/kubernetes"
+	"github.com/rutter-project/rutter/internal/dns/plugin/reverse"
 )
 
 // find returns what is at the name asked for, of any family: SERVICE.NAMESPACE,
 // ENDPOINT.SERVICE.NAMESPACE or _PORT._PROTOCOL.SERVICE.NAMESPACE.
 func (a *answer) find() (found []place, rcode int) {
 	if a.q.QType() == dns.TypePTR {
-		if addr, ok := addressOf(a.q.Name()); ok {
-			for _, n := range a.reverse.lookup(addr) {
+		if addr, ok := reverse.Addr(a.q.Name()); ok {
+			for _, n := range a.index.lookup(addr) {
 				if a.cluster.Exposed(n.Namespace) {
 					found = append(found, place{name: n.Name + "." + n.Namespace})
 				}
@@ -180,10 +181,10 @@ func (a *answer) srv(found []place) {
 	}
 }
 
-// reverse finds services by the addresses they have from outside. Such
+// index finds services by the addresses they have from outside. Such
 // questions are rare, so the index is made when one comes, at most once a
 // second.
-type reverse struct {
+type index struct {
 	cluster *kubernetes.Kubernetes
 
 	mu    sync.Mutex
@@ -191,12 +192,12 @@ type reverse struct {
 	names map[netip.Addr][]catalog.ServiceName
 }
 
-const reverseAge = time.Second
+const indexAge = time.Second
 
-func (r *reverse) lookup(addr netip.Addr) []catalog.ServiceName {
+func (r *index) lookup(addr netip.Addr) []catalog.ServiceName {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if time.Since(r.made) >= reverseAge {
+	if time.Since(r.made) >= indexAge {
 		r.names = make(map[netip.Addr][]catalog.ServiceName)
 		r.cluster.Store().All(func(n catalog.ServiceName, e catalog.Entry) bool {
 			if e.Service != nil {
@@ -213,29 +214,4 @@ func (r *reverse) lookup(addr netip.Addr) []catalog.ServiceName {
 	list := slices.Clone(r.names[addr])
 	slices.SortFunc(list, func(a, b catalog.ServiceName) int { return strings.Compare(a.String(), b.String()) })
 	return list
-}
-
-// addressOf returns the address that a reverse name is for.
-func addressOf(name string) (netip.Addr, bool) {
-	if labels, ok := strings.CutSuffix(name, ".in-addr.arpa."); ok {
-		parts := strings.Split(labels, ".")
-		slices.Reverse(parts)
-		a, err := netip.ParseAddr(strings.Join(parts, "."))
-		return a, err == nil && a.Is4()
-	}
-	labels, ok := strings.CutSuffix(name, ".ip6.arpa.")
-	parts := strings.Split(labels, ".")
-	if !ok || len(parts) != 32 {
-		return netip.Addr{}, false
-	}
-	slices.Reverse(parts)
-	var b strings.Builder
-	for i, p := range parts {
-		if i > 0 && i%4 == 0 {
-			b.WriteByte(':')
-		}
-		b.WriteString(p)
-	}
-	a, err := netip.ParseAddr(b.String())
-	return a, err == nil
 }

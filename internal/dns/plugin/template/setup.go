@@ -31,7 +31,7 @@ var properties = []string{"match", "var", "expr", "answer", "additional", "autho
 //	    fallthrough [ZONES...]
 //	}
 func Setup(b *plugin.Block, lines []corefile.Directive) (plugin.New, error) {
-	h := &handler{log: b.Log(name), metrics: newMetrics(b.Env.Registry)}
+	h := &handler{metrics: newMetrics(b.Env.Registry)}
 	for _, d := range lines {
 		r, err := parse(b, d)
 		if err != nil {

@@ -4,7 +4,7 @@ package template
 import (
 	"bytes"
 	"context"
-	"log/slog"
+	"errors"
 	"regexp"
 	"strconv"
 	"text/template"
@@ -23,7 +23,6 @@ const name = "template"
 
 type handler struct {
 	next    plugin.Handler
-	log     *slog.Logger
 	rules   []rule
 	metrics *metrics
 }
@@ -240,11 +239,7 @@ func (h *handler) record(o *plugin.Origin, t *template.Template, d *data) (dns.R
 	return rr, nil
 }
 
-type emptyError struct{}
-
-func (emptyError) Error() string { return "the template made no record" }
-
-var errEmpty error = emptyError{}
+var errEmpty = errors.New("the template made no record")
 
 // metrics keep CoreDNS's names and labels.
 type metrics struct {
