@@ -99,7 +99,9 @@ func TestBadInput(t *testing.T) {
 				}
 				t.Cleanup(func() { netlink.AddrDel(card, addr) })
 			}},
-		{name: "up: service and pod ranges overlap", args: up("--service-cidr", "10.244.0.0/20"), code: 1, want: []string{"10.244.0.0/20", "overlap"}},
+		{name: "up: service and pod ranges overlap", args: up("--service-cidr", "10.244.0.0/20"), code: 2, want: []string{"10.244.0.0/20", "overlaps --pod-cidr 10.244.0.0/16"}},
+		{name: "up: no such port", args: up("--api-port", "65536"), code: 2, want: []string{"--api-port 65536", "1-65535"}},
+		{name: "up: no such registry", args: up("--registry", "/nonexistent"), code: 1, want: []string{"/nonexistent", "--registry", "make build"}},
 		{name: "up: API port taken", args: up("--api-port", "7443"), code: 1, want: []string{"port 7443", "--api-port"},
 			setup: func(t *testing.T) {
 				l, err := net.Listen("tcp", "127.0.0.1:7443")

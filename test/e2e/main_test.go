@@ -122,13 +122,18 @@ func connectLoop() {
 }
 
 func connect(name string) string {
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+	// A bound for each: a slow answer must not look like an address that does
+	// not work.
+	const patience = 10 * time.Second
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	resolver := &net.Resolver{PreferGo: true}
 	addrs, err := resolver.LookupHost(ctx, name)
 	if err != nil {
 		return "resolve: " + err.Error()
 	}
+	ctx, cancel = context.WithTimeout(context.Background(), patience)
+	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+net.JoinHostPort(addrs[0], "80")+"/", nil)
 	if err != nil {
 		return err.Error()

@@ -98,7 +98,7 @@ func (s *system) stop() {
 	}
 }
 
-// await waits until check returns nil; a minute is far beyond what is normal.
+// await waits until check returns nil; two minutes are far beyond what is normal.
 func (s *system) await(what string, check func() error) {
 	s.t.Helper()
 	deadline := time.Now().Add(2 * time.Minute)
