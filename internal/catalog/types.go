@@ -135,6 +135,7 @@ type EndpointSlice struct {
 	Namespace, Name string
 	Service         string // label kubernetes.io/service-name
 	IPv6            bool
+	Headless        bool // label service.kubernetes.io/headless: not for service proxies
 	Ports           []EndpointPort
 	Endpoints       []Endpoint
 	// ChangeTriggered is the annotation

@@ -28,7 +28,7 @@ func (c *candidate) draining() bool {
 // port once.
 func gather(buf []candidate, entry *catalog.Entry, name string, proto catalog.Protocol, v6 bool, node string) []candidate {
 	for _, s := range entry.Slices {
-		if s.IPv6 != v6 {
+		if s.IPv6 != v6 || s.Headless {
 			continue
 		}
 		for _, port := range s.Ports {
@@ -39,7 +39,7 @@ func gather(buf []candidate, entry *catalog.Entry, name string, proto catalog.Pr
 				e := &s.Endpoints[i]
 				// The API admits IPv4-mapped addresses in IPv4 slices.
 				addr := e.Addr.Unmap()
-				if !addr.IsValid() || addr.Is6() != v6 {
+				if !addr.IsValid() || addr.Is6() != v6 || e.Extra {
 					continue
 				}
 				buf = append(buf, candidate{

@@ -217,11 +217,11 @@ func (pl *Planner) healthCheck(s *catalog.Service, entry *catalog.Entry, cluster
 		}
 		seen := make(map[netip.Addr]struct{})
 		for _, slice := range entry.Slices {
-			if slice.IPv6 != (f == 1) || !servesPort(s, slice) {
+			if slice.IPv6 != (f == 1) || slice.Headless || !servesPort(s, slice) {
 				continue
 			}
 			for i := range slice.Endpoints {
-				if e := &slice.Endpoints[i]; e.Node == pl.Node.Name && e.Ready() {
+				if e := &slice.Endpoints[i]; e.Node == pl.Node.Name && e.Ready() && !e.Extra {
 					seen[e.Addr.Unmap()] = struct{}{}
 				}
 			}

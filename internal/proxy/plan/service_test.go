@@ -33,6 +33,8 @@ func endpoint(text string) catalog.Endpoint {
 			e.Conditions = 0
 		case "gone":
 			e.Conditions = catalog.Terminating
+		case "extra": // a further address of the endpoint before
+			e.Extra = true
 		case "zone", "node":
 			if e.Hints == nil {
 				e.Hints = &catalog.Hints{}
@@ -57,6 +59,20 @@ func lists(list []netip.AddrPort) string {
 	return strings.Join(words, " ")
 }
 
+// A slice labelled as that of a headless service is none of a proxy's.
+func TestHeadlessSlice(t *testing.T) {
+	s := &catalog.Service{Name: name, ClusterIPs: []netip.Addr{addr("10.96.0.1")}, Ports: []catalog.ServicePort{{Protocol: catalog.TCP, Port: 80}}}
+	slice := &catalog.EndpointSlice{Ports: []catalog.EndpointPort{{Protocol: catalog.TCP, Port: 8080}}, Endpoints: []catalog.Endpoint{endpoint("10.0.0.1 here")}}
+	pl := Planner{Node: Node{Name: "here"}}
+	for headless, want := range map[bool]string{false: "1:8080", true: ""} {
+		slice.Headless = headless
+		got := pl.Service(name, &catalog.Entry{Service: s, Slices: []*catalog.EndpointSlice{slice}})
+		if lists(got.Ports[0].Cluster) != want {
+			t.Errorf("headless %v: %q", headless, lists(got.Ports[0].Cluster))
+		}
+	}
+}
+
 // Which endpoints a port leads to on node "here" in zone "a".
 func TestEndpoints(t *testing.T) {
 	internal := func(s *catalog.Service) { s.InternalLocal = true }
@@ -77,6 +93,7 @@ func TestEndpoints(t *testing.T) {
 		"draining beside ready":             {nil, []string{"10.0.0.1 here draining", "10.0.0.2 there"}, "2:8080", "", false},
 		"terminating and not serving":       {nil, []string{"10.0.0.1 here gone"}, "", "", true},
 		"publishNotReadyAddresses":          {nil, []string{"10.0.0.1 here ready-terminating"}, "1:8080", "", false},
+		"further addresses of an endpoint":  {nil, []string{"10.0.0.1 here", "10.0.0.2 here extra"}, "1:8080", "", false},
 		"zone hints":                        {nil, []string{"10.0.0.1 x zone=a", "10.0.0.2 x zone=b", "10.0.0.3 x zone=b,a"}, "1:8080 3:8080", "", false},
 		"zone hints, none for here":         {nil, []string{"10.0.0.1 x zone=b", "10.0.0.2 x zone=b"}, "1:8080 2:8080", "", false},
 		"zone hints, one without":           {nil, []string{"10.0.0.1 x zone=a", "10.0.0.2 x zone=b", "10.0.0.3 x"}, "1:8080 2:8080 3:8080", "", false},

@@ -153,6 +153,7 @@ func (c *converter) endpointSlice(s *discoveryv1.EndpointSlice) *catalog.Endpoin
 		IPv6:      s.AddressType == discoveryv1.AddressTypeIPv6,
 		Labels:    c.labels(s.Labels),
 	}
+	_, out.Headless = s.Labels[corev1.IsHeadlessService]
 	if s.AddressType == discoveryv1.AddressTypeFQDN {
 		out.Service = "" // deprecated and without meaning to DNS or proxies
 		return out
