@@ -24,6 +24,13 @@ const name = "forward"
 // maxTime is how long a query may take with all its attempts.
 const maxTime = 5 * time.Second
 
+// maxEverywhere bounds the queries that wait for upstreams, over all forward
+// lines: three quarters of what the server's chain takes by default, so that
+// dead upstreams do not keep what is answered here from being answered.
+const maxEverywhere = 1536
+
+var errFull = errors.New("too many queries wait for upstreams")
+
 var errNoHealthy = errors.New("no healthy proxies")
 
 // handler is one forward line.
@@ -35,6 +42,8 @@ type handler struct {
 	upstreams []*upstream
 	metrics   *metrics
 	inFlight  atomic.Int64
+
+	everywhere *atomic.Int64 // queries in all forward lines of the process
 
 	ctx    context.Context // from start to stop: health checks live in it
 	cancel context.CancelFunc
@@ -59,6 +68,12 @@ func (h *handler) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg
 		return dns.RcodeRefused, h.errConcurrent
 	}
 	defer h.inFlight.Add(-1)
+	// Without a limit of the line's own, queries for others must find room.
+	if h.everywhere.Add(1) > maxEverywhere {
+		h.everywhere.Add(-1)
+		return dns.RcodeServerFailure, errFull
+	}
+	defer h.everywhere.Add(-1)
 	query, err := pack(r, q.Size())
 	if err != nil {
 		return dns.RcodeServerFailure, fmt.Errorf("packing the query: %w", err)

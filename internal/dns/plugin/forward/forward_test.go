@@ -321,6 +321,18 @@ func TestMaxConcurrent(t *testing.T) {
 	}
 }
 
+func TestRoomForOthers(t *testing.T) {
+	s := plugintest.Start(t, ". {\nforward . "+plugintest.Upstream(t, answer("192.0.2.1"))+"\n}\n", order...)
+	h := s.Block.Handler(name).(*handler)
+	h.everywhere.Add(maxEverywhere)
+	want(t, s, "a. A", "SERVFAIL\n")
+	h.everywhere.Add(-1)
+	want(t, s, "a. A", "NOERROR ra\na. 60 IN A 192.0.2.1\n")
+	if n := h.everywhere.Load(); n != maxEverywhere-1 {
+		t.Errorf("%d queries are counted, want %d", n, maxEverywhere-1)
+	}
+}
+
 func TestUpstreamSpellings(t *testing.T) {
 	dir := plugintest.WriteFiles(t, map[string]string{
 		"resolv.conf": "# comment\nnameserver 192.0.2.1\nnameserver 2001:db8::1\nsearch a b\nnameserver 192.0.2.1\n",

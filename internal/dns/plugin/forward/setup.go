@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/miekg/dns"
@@ -81,11 +82,14 @@ func Setup(b *plugin.Block, lines []corefile.Directive) (plugin.New, error) {
 	}, nil
 }
 
+type everywhereKey struct{}
+
 func parse(b *plugin.Block, d corefile.Directive) (*handler, error) {
 	if err := d.Want(2, -1, "a zone and at least one upstream: forward . 192.0.2.1"); err != nil {
 		return nil, err
 	}
-	h := &handler{log: b.Log(name), options: options{
+	everywhere := b.Env.Kept(everywhereKey{}, func() any { return new(atomic.Int64) }).(*atomic.Int64)
+	h := &handler{log: b.Log(name), everywhere: everywhere, options: options{
 		expire:      10 * time.Second,
 		readTimeout: 2 * time.Second,
 		maxFails:    2,
