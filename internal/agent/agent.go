@@ -96,7 +96,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 
 	a := &agent{cfg: cfg, started: time.Now(), cat: catalog.New(watched)}
 	a.wait("the API server")
-	if a.source, err = kube.New(kube.Config{REST: rest, Kinds: watched, PodsOnNode: cfg.NodeName, Log: cfg.Log}, a.cat); err != nil {
+	if a.source, err = kube.New(kube.Config{REST: rest, Kinds: watched, OnNode: cfg.NodeName, Log: cfg.Log}, a.cat); err != nil {
 		return err
 	}
 	store := kubernetes.NewStore(registry)

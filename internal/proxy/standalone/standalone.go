@@ -98,7 +98,7 @@ func Run(ctx context.Context, o Options) error {
 	if err := Serve(ctx, &loops, o, p, registry, events); err != nil {
 		return err
 	}
-	source, err := kube.New(kube.Config{REST: api, Kinds: catalog.Services | catalog.EndpointSlices | catalog.Nodes, Log: o.Log}, cat)
+	source, err := kube.New(kube.Config{REST: api, Kinds: catalog.Services | catalog.EndpointSlices | catalog.Nodes, OnNode: node, Log: o.Log}, cat)
 	if err != nil {
 		return err
 	}

@@ -37,8 +37,10 @@ type Config struct {
 	REST *rest.Config
 	// Kinds are the kinds to watch; the catalogue should require the same.
 	Kinds catalog.Kind
-	// PodsOnNode restricts pods to those of one node; empty means all pods.
-	PodsOnNode string
+	// OnNode restricts nodes to the one of that name and pods to those on it,
+	// so that what a node's agent costs does not grow with the other nodes;
+	// empty means all.
+	OnNode string
 	// KeepLabels keeps the labels of services, slices, namespaces and pods,
 	// for DNS servers that select by label.
 	KeepLabels bool
@@ -65,6 +67,9 @@ type kind struct {
 	mu     sync.Mutex
 	status Status
 }
+
+// nodeField is what names the node in objects of which there are some per node.
+var nodeField = map[catalog.Kind]string{catalog.Nodes: "metadata.name", catalog.Pods: "spec.nodeName"}
 
 // Status tells how one kind's watch is doing.
 type Status struct {
@@ -111,8 +116,8 @@ func New(cfg Config, cat *catalog.Catalog) (*Source, error) {
 		}
 		k := &kind{of: of, resource: of.String(), object: object, list: list, client: client, selector: fields.Everything(), store: st(newConverter(cfg.KeepLabels))}
 		k.status = Status{Kind: of, Since: time.Now()}
-		if of == catalog.Pods && cfg.PodsOnNode != "" {
-			k.selector = fields.OneTermEqualSelector("spec.nodeName", cfg.PodsOnNode)
+		if field, ok := nodeField[of]; ok && cfg.OnNode != "" {
+			k.selector = fields.OneTermEqualSelector(field, cfg.OnNode)
 		}
 		s.kinds = append(s.kinds, k)
 	}

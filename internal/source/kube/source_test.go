@@ -27,7 +27,7 @@ func TestAgainstTheRealAPI(t *testing.T) {
 	kinds := catalog.Services | catalog.EndpointSlices | catalog.Namespaces | catalog.Nodes | catalog.Pods
 	cat := catalog.New(kinds)
 	// The agent's identity, so that its rights are tested with it.
-	src, err := kube.New(kube.Config{REST: reg.AgentConfig(t), Kinds: kinds, PodsOnNode: "n1", Log: slog.New(slog.DiscardHandler)}, cat)
+	src, err := kube.New(kube.Config{REST: reg.AgentConfig(t), Kinds: kinds, OnNode: "n1", Log: slog.New(slog.DiscardHandler)}, cat)
 	if err != nil {
 		t.Fatal(err)
 	}
