@@ -198,6 +198,7 @@ func (c *converter) endpointSlice(s *discoveryv1.EndpointSlice) *catalog.Endpoin
 		if len(e.Addresses) == 0 {
 			continue
 		}
+		host, pod := share(hostname(e)), share(podName(e))
 		// The API allows up to 100 addresses but defines no meaning for more
 		// than the first, see catalog.Endpoint.Extra.
 		for j, text := range e.Addresses {
@@ -209,6 +210,8 @@ func (c *converter) endpointSlice(s *discoveryv1.EndpointSlice) *catalog.Endpoin
 				Addr:       a,
 				Conditions: conditions(e.Conditions),
 				Hints:      c.hintsOf(e.Hints),
+				Hostname:   host,
+				Pod:        pod,
 				Extra:      j > 0,
 			}
 			if e.NodeName != nil {
@@ -216,13 +219,6 @@ func (c *converter) endpointSlice(s *discoveryv1.EndpointSlice) *catalog.Endpoin
 			}
 			if e.Zone != nil {
 				ep.Zone = c.intern(*e.Zone)
-			}
-			if j == 0 {
-				ep.Hostname = share(hostname(e))
-				ep.Pod = share(podName(e))
-			} else {
-				first := &out.Endpoints[len(out.Endpoints)-1]
-				ep.Hostname, ep.Pod = first.Hostname, first.Pod
 			}
 			out.Endpoints = append(out.Endpoints, ep)
 		}

@@ -146,6 +146,12 @@ endpoints:
 			{Addr: ip("10.244.0.1"), Hostname: "a", Conditions: catalog.Ready | catalog.Serving},
 			{Addr: ip("10.244.0.2"), Hostname: "a", Conditions: catalog.Ready | catalog.Serving, Extra: true},
 		}}},
+		{"a wrong address before a right one", `
+addressType: IPv4
+endpoints: [{addresses: [010.244.0.1, 10.244.0.2], hostname: a, targetRef: {kind: Pod, name: p}}]
+`, catalog.EndpointSlice{Endpoints: []catalog.Endpoint{
+			{Addr: ip("10.244.0.2"), Hostname: "a", Pod: "p", Conditions: catalog.Ready | catalog.Serving, Extra: true},
+		}}},
 		{"change trigger time", `
 metadata: {annotations: {endpoints.kubernetes.io/last-change-trigger-time: "2026-01-02T03:04:05.6Z"}}
 addressType: IPv4
