@@ -10,7 +10,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"time"
 )
 
@@ -62,7 +61,9 @@ func (c *Catalog) Save(path string) (err error) {
 	}
 	c.mu.RUnlock() // the values are immutable: encode without the lock
 
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*") // mode 0600
+	// One name, so that a crash leaves one such file at most; the agent's lock
+	// keeps others from it.
+	f, err := os.OpenFile(path+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
 		return fmt.Errorf("save catalogue: %w", err)
 	}
