@@ -47,9 +47,9 @@ leaves the service addresses working; --cleanup removes them.`,
 	f.StringVar(&cfg.ClusterDomain, "cluster-domain", cfg.ClusterDomain, "DNS domain of the cluster")
 	f.Var(addrsValue{&cfg.ClusterDNS}, "cluster-dns", "DNS address that pods use, answered on this node (default 10.96.0.10)")
 	f.Var(addrValue{&cfg.NodeLocalDNS}, "node-local-dns", "further address to answer DNS on, the same on every node")
-	f.Var(prefixesValue{&cfg.ClusterCIDRs}, "cluster-cidr", "ranges of all pods of the cluster: traffic to service addresses from elsewhere is masqueraded")
-	f.Var(prefixesValue{&cfg.ServiceCIDRs}, "service-cidr", "ranges of the service addresses")
-	f.Var(prefixesValue{&cfg.PodCIDRs}, "pod-cidr", "ranges of this node's pods (default: what the Node object says)")
+	f.Var(&prefixesValue{list: &cfg.ClusterCIDRs}, "cluster-cidr", "ranges of all pods of the cluster: traffic to service addresses from elsewhere is masqueraded")
+	f.Var(&prefixesValue{list: &cfg.ServiceCIDRs}, "service-cidr", "ranges of the service addresses")
+	f.Var(&prefixesValue{list: &cfg.PodCIDRs}, "pod-cidr", "ranges of this node's pods (default: what the Node object says)")
 	f.BoolVar(&cleanup, "cleanup", false, "remove what the agent put into the kernel, and exit")
 	logs.register(f)
 	return cmd

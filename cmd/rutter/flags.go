@@ -86,19 +86,25 @@ func (v addrValue) Set(s string) error {
 
 // prefixesValue is a list of ranges: repeated, or separated by commas. The
 // first use replaces the default.
-type prefixesValue struct{ list *[]netip.Prefix }
+type prefixesValue struct {
+	list *[]netip.Prefix
+	used bool
+}
 
-func (v prefixesValue) Type() string { return "CIDRs" }
+func (v *prefixesValue) Type() string { return "CIDRs" }
 
-func (v prefixesValue) String() string {
-	if v.list == nil {
+func (v *prefixesValue) String() string {
+	if v == nil || v.list == nil {
 		return ""
 	}
 	return join(*v.list)
 }
 
-func (v prefixesValue) Set(s string) error {
+func (v *prefixesValue) Set(s string) error {
 	var list []netip.Prefix
+	if v.used {
+		list = *v.list
+	}
 	for _, part := range strings.Split(s, ",") {
 		p, err := netip.ParsePrefix(strings.TrimSpace(part))
 		if err != nil {
@@ -109,7 +115,7 @@ func (v prefixesValue) Set(s string) error {
 		}
 		list = append(list, p)
 	}
-	*v.list = list
+	*v.list, v.used = list, true
 	return nil
 }
 

@@ -65,7 +65,7 @@ func printStatus(out io.Writer, s agent.Status) error {
 		fmt.Fprintf(w, "\t!\t%s\n", d)
 	}
 	for _, a := range s.API {
-		text := "watching, last event " + age(a.LastEvent) + " ago"
+		text := "watching, last event " + ago(a.LastEvent)
 		if !a.Connected {
 			text = "not connected for " + age(a.Since)
 			if a.Error != "" {
@@ -77,16 +77,24 @@ func printStatus(out io.Writer, s agent.Status) error {
 	c := s.Catalog
 	fmt.Fprintf(w, "catalog\t%d services\t%d endpoints in %d slices, %d namespaces, %d nodes, %d pods of this node\n", c.Services, c.Endpoints, c.Slices, c.Namespaces, c.Nodes, c.Pods)
 	p := s.Proxy
-	fmt.Fprintf(w, "proxy\t%d services\t%d ports and %d endpoints in %s, last change confirmed %s ago\n", p.Services, p.Ports, p.Endpoints, p.Mode, age(p.LastApply))
-	fmt.Fprintf(w, "dns\t\ton %s\n", strings.Join(s.DNS.Listening, ", "))
+	fmt.Fprintf(w, "proxy\t%d services\t%d ports and %d endpoints in %s, last change confirmed %s\n", p.Services, p.Ports, p.Endpoints, p.Mode, ago(p.LastApply))
+	dns := "not serving"
+	if len(s.DNS.Listening) > 0 {
+		dns = "on " + strings.Join(s.DNS.Listening, ", ")
+	}
+	fmt.Fprintf(w, "dns\t\t%s\n", dns)
 	return w.Flush()
 }
 
-// age words a time that has passed, as kubectl does.
-func age(t time.Time) string {
+func ago(t time.Time) string {
 	if t.IsZero() {
 		return "never"
 	}
+	return age(t) + " ago"
+}
+
+// age words the time since t, as kubectl does.
+func age(t time.Time) string {
 	switch d := time.Since(t); {
 	case d < time.Minute:
 		return fmt.Sprintf("%.1fs", d.Seconds())

@@ -55,6 +55,12 @@ It needs root: it makes network namespaces and programs nftables.`,
 			if podCIDRs == nil {
 				podCIDRs = defaults.ClusterCIDRs
 			}
+			if err := agent.Disjoint("--service-cidr", serviceCIDRs, "--pod-cidr", podCIDRs); err != nil {
+				return usageError{err}
+			}
+			if cfg.APIPort < 1 || cfg.APIPort > 65535 {
+				return usageError{fmt.Errorf("--api-port %d: want a port of 1-65535", cfg.APIPort)}
+			}
 			cfg.ServiceCIDR, cfg.PodCIDR = join(serviceCIDRs), join(podCIDRs)
 			if cfg.ClusterDNS == nil {
 				if cfg.ClusterDNS, err = up.ClusterDNS(serviceCIDRs); err != nil {
@@ -77,8 +83,8 @@ It needs root: it makes network namespaces and programs nftables.`,
 	f.StringVar(&cfg.DataDir, "data-dir", cfg.DataDir, "directory for the registry's data, keys and kubeconfigs")
 	f.StringVar(&cfg.NodeName, "node-name", "", "name of this node (default the host name)")
 	f.Var(addrsValue{&cfg.NodeIP}, "node-ip", "address of this node, one per family (default that of the default route)")
-	f.Var(prefixesValue{&serviceCIDRs}, "service-cidr", "range of service addresses; two, comma separated, for dual stack (default 10.96.0.0/16)")
-	f.Var(prefixesValue{&podCIDRs}, "pod-cidr", "range out of which this node's pods get addresses; two for dual stack (default 10.244.0.0/16)")
+	f.Var(&prefixesValue{list: &serviceCIDRs}, "service-cidr", "range of service addresses; two, comma separated, for dual stack (default 10.96.0.0/16)")
+	f.Var(&prefixesValue{list: &podCIDRs}, "pod-cidr", "range out of which this node's pods get addresses; two for dual stack (default 10.244.0.0/16)")
 	f.StringVar(&cfg.ClusterDomain, "cluster-domain", cfg.ClusterDomain, "DNS domain of the cluster")
 	f.Var(addrsValue{&cfg.ClusterDNS}, "cluster-dns", "DNS address of pods, in --service-cidr (default its tenth address)")
 	f.Var(addrValue{&cfg.NodeLocalDNS}, "node-local-dns", "further address to answer DNS on")

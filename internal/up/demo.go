@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os/exec"
 	"strings"
+	"syscall"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -59,8 +60,19 @@ func (u *Up) startDemo(ctx context.Context, api *kubeapi.Client) error {
 	for _, args := range pods {
 		args = append([]string{"run", "--detach", "--rm", "--namespace", metav1.NamespaceDefault, "--run-dir", u.cfg.RunDir, "--kubeconfig", u.agentKubeconfig(), "--node-name", u.cfg.NodeName}, args...)
 		args = append(args, "--", u.self, "demo-server", "--listen", ":80")
-		out, err := exec.CommandContext(ctx, u.self, args...).CombinedOutput()
-		if err != nil {
+		cmd := exec.CommandContext(ctx, u.self, args...)
+		// Ctrl-C in the terminal is for up, which then asks; a pod that is half
+		// made is taken back.
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+		cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+		cmd.WaitDelay = stopGrace
+		out, err := cmd.CombinedOutput()
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err != nil && len(out) == 0:
+			return fmt.Errorf("start demo pod: %w", err)
+		case err != nil:
 			return fmt.Errorf("start demo pod: %s", strings.TrimPrefix(strings.TrimSpace(string(out)), "rutter: "))
 		}
 	}

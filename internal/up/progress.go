@@ -21,8 +21,10 @@ type progress struct {
 	stopped chan struct{}
 }
 
-// begin starts a step; what says what it waits for.
+// begin starts a step; what says what it waits for. A step that is open ends
+// without a word: something else became more important.
 func (p *progress) begin(step, what string) {
+	p.abort()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.step, p.what, p.since = step, what, time.Now()
@@ -44,23 +46,13 @@ func (p *progress) waiting(what string) {
 
 // end finishes the step.
 func (p *progress) end(result string) {
-	p.mu.Lock()
-	stop, stopped := p.stop, p.stopped
-	p.stop = nil
-	p.mu.Unlock()
-	if stop != nil {
-		close(stop)
-		<-stopped
-	}
+	p.abort()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.tty {
-		fmt.Fprint(p.w, "\r\033[K")
-	}
 	fmt.Fprintf(p.w, "  %-10s %s after %.1f s\n", p.step, result, time.Since(p.since).Seconds())
 }
 
-// abort ends a step that failed, leaving the line to the error.
+// abort ends the open step, if any, and leaves its line to what comes next.
 func (p *progress) abort() {
 	p.mu.Lock()
 	stop, stopped := p.stop, p.stopped

@@ -115,6 +115,9 @@ func relative(path string) (string, error) {
 	if err != nil || strings.HasPrefix(rel, "..") {
 		return "", fmt.Errorf("%s is not below %s", path, wd)
 	}
+	if !strings.Contains(rel, "/") {
+		rel = "./" + rel // a shell would look in PATH
+	}
 	return rel, nil
 }
 

@@ -90,16 +90,19 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	// by then.
 	var undo []func()
 	defer func() {
+		u.progress.abort()
+		if ctx.Err() != nil { // what failed then failed because of it
+			err = nil
+			fmt.Fprintln(cfg.Out, "\ntaking everything down …")
+		}
 		for i := len(undo) - 1; i >= 0; i-- {
 			undo[i]()
 		}
-		u.progress.abort()
-		if err == nil || errors.Is(err, context.Canceled) {
-			err = nil
+		u.cleanup(err != nil)
+		if err == nil {
 			fmt.Fprintln(cfg.Out, "  everything is down")
 		}
 	}()
-	undo = append(undo, u.cleanup)
 
 	u.progress.begin("registry", "starting the API server and its store")
 	registry := u.child("registry", registryBin, u.registryArgs()...)
@@ -147,7 +150,6 @@ func Run(ctx context.Context, cfg Config) (err error) {
 
 	select {
 	case <-ctx.Done():
-		fmt.Fprintln(cfg.Out, "\ntaking everything down …")
 		return nil
 	case err := <-registryEnded:
 		return err
@@ -199,7 +201,11 @@ func writeAt(f *os.File, text string) error {
 
 func (u *Up) findRegistry() (string, error) {
 	if u.cfg.Registry != "" {
-		return u.cfg.Registry, nil
+		path, err := exec.LookPath(u.cfg.Registry)
+		if err != nil {
+			return "", fmt.Errorf("--registry: %w; `make build` makes bin/rutter-registry", err)
+		}
+		return path, nil
 	}
 	beside := filepath.Join(filepath.Dir(u.self), "rutter-registry")
 	if _, err := os.Stat(beside); err == nil {
@@ -237,8 +243,15 @@ func (u *Up) removeOldPods(ctx context.Context, api *kubeapi.Client) error {
 	return nil
 }
 
+// logDir is the directory in the run directory that has the children's logs.
+const logDir = "log"
+
+func (u *Up) logFile(program string) string {
+	return filepath.Join(u.cfg.RunDir, logDir, program+".log")
+}
+
 func (u *Up) child(name, path string, args ...string) *child {
-	return &child{name: name, path: path, args: args, log: filepath.Join(u.cfg.RunDir, "log", name+".log"), slog: u.cfg.Log, lock: u.held, ready: make(chan struct{})}
+	return &child{name: name, path: path, args: args, log: u.logFile(name), slog: u.cfg.Log, lock: u.held, ready: make(chan struct{})}
 }
 
 // start runs the child; ended gets the reason if it ends before it was ready.
@@ -319,7 +332,7 @@ func (u *Up) awaitAPI(ctx context.Context, ended <-chan error) (*kubeapi.Client,
 		case err := <-ended:
 			return nil, err
 		case <-deadline:
-			return nil, fmt.Errorf("the registry is not ready after %s: %w (log: %s)", readyBound, last, filepath.Join(u.cfg.RunDir, "log", "registry.log"))
+			return nil, fmt.Errorf("the registry is not ready after %s: %w (log: %s)", readyBound, last, u.logFile("registry"))
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
@@ -395,7 +408,7 @@ func (u *Up) awaitAgent(ctx context.Context, ended <-chan error) error {
 		case err := <-ended:
 			return err
 		case <-deadline:
-			return fmt.Errorf("the agent is not ready after %s: it waits for %s (log: %s)", readyBound, s.Waiting, filepath.Join(u.cfg.RunDir, "log", "agent.log"))
+			return fmt.Errorf("the agent is not ready after %s: it waits for %s (log: %s)", readyBound, s.Waiting, u.logFile("agent"))
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
@@ -429,8 +442,9 @@ func (u *Up) stopPods() {
 	u.progress.end(fmt.Sprintf("%d stopped", n))
 }
 
-// cleanup runs last: nothing of this run stays on the host but its data.
-func (u *Up) cleanup() {
+// cleanup runs last: nothing of this run stays on the host but its data and, if
+// it failed, the logs that its error names.
+func (u *Up) cleanup(failed bool) {
 	u.progress.begin("host", "removing tables, routes and addresses")
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -441,9 +455,23 @@ func (u *Up) cleanup() {
 	if _, err := sandbox.Sweep(ctx, u.cfg.RunDir, true); err != nil {
 		u.cfg.Log.Error("pods left something behind", "error", err)
 	}
-	// All that is in the run directory is ours; an error keeps it for a look.
-	if err := os.RemoveAll(u.cfg.RunDir); err != nil {
+	if err := u.emptyRunDir(failed); err != nil {
 		u.cfg.Log.Error("run directory not removed", "error", err)
 	}
 	u.progress.end("clean")
+}
+
+// emptyRunDir removes the run directory, or all in it but the logs. All that is
+// in it is ours.
+func (u *Up) emptyRunDir(keepLogs bool) error {
+	if !keepLogs {
+		return os.RemoveAll(u.cfg.RunDir)
+	}
+	entries, err := os.ReadDir(u.cfg.RunDir)
+	for _, e := range entries {
+		if e.Name() != logDir {
+			err = errors.Join(err, os.RemoveAll(filepath.Join(u.cfg.RunDir, e.Name())))
+		}
+	}
+	return err
 }
