@@ -47,6 +47,7 @@ if [ -n "${packages% }" ]; then
 			printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
 			chmod +x /usr/sbin/policy-rc.d
 			trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+			trap 'exit 1' HUP INT TERM # without it a signal skips EXIT's
 		fi
 		apt-get update -qq
 		# shellcheck disable=SC2086
