@@ -214,8 +214,8 @@ func (b *bench) follow(ctx context.Context, reg *peer.Registry, p *proxyProcess,
 }
 
 // firstProgramming is the time from the start of the process to the transaction
-// that completed the services in the kernel. While a proxy works in several
-// transactions the tables are listed at most ten times a second, and the last
+// after which the kernel held all that it holds in the end. While a proxy works
+// in several transactions the sets are listed four times a second; the last
 // transaction before the list is the one that counts.
 func firstProgramming(p *peer.Process, nft *nftables, cluster shape) (time.Duration, error) {
 	all := make([]netip.Addr, cluster.services)
@@ -223,8 +223,9 @@ func firstProgramming(p *peer.Process, nft *nftables, cluster shape) (time.Durat
 		all[i] = service(i).clusterIP()
 	}
 	var generation, listed uint32
-	var changed, lastList time.Time
-	for n := 0; ; time.Sleep(2 * time.Millisecond) {
+	var changed, complete, lastList time.Time
+	elements, found := 0, 0
+	for ; ; time.Sleep(2 * time.Millisecond) {
 		g, err := nft.generation()
 		if err != nil {
 			return 0, err
@@ -232,18 +233,23 @@ func firstProgramming(p *peer.Process, nft *nftables, cluster shape) (time.Durat
 		if g != generation {
 			generation, changed = g, time.Now()
 		}
-		if generation != listed && time.Since(lastList) > 100*time.Millisecond {
+		if generation != listed && time.Since(lastList) > 250*time.Millisecond {
 			listed = generation
-			if n, err = nft.holds(all); err != nil {
+			before := changed
+			n, f, err := nft.holds(all)
+			if err != nil {
 				return 0, err
 			}
-			if n == len(all) {
-				return changed.Sub(p.Started), nil
+			if n != elements || f != found {
+				elements, found, complete = n, f, before
 			}
 			lastList = time.Now()
 		}
+		if found == len(all) && time.Since(complete) > 3*time.Second {
+			return complete.Sub(p.Started), nil
+		}
 		if time.Since(p.Started) > 5*time.Minute {
-			return 0, fmt.Errorf("only %d of %d services are in the kernel after 5 minutes", n, len(all))
+			return 0, fmt.Errorf("only %d of %d services are in the kernel after 5 minutes", found, len(all))
 		}
 		select {
 		case <-p.Done():
