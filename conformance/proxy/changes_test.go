@@ -130,6 +130,26 @@ var changes = []scenario{
 			ask("ca", both, "cluster", "refused", but("iptables", "r(ca)")),
 			ask("ca", both, "cluster:82", "a1(ca)"),
 		}}}},
+	{name: "target-port-changed", service: "", endpoints: "a1",
+		paths: []path{open("pod", "ca", both, "cluster", "a1(ca)")},
+		steps: []step{{what: "8081 in the place of 8080", endpoints: "a1:port=8081", paths: []path{
+			again("pod", both, "a1(ca)", but("udp", "a1:2(ca)")),
+			ask("ca", both, "cluster", "a1:2(ca)"),
+		}}}},
+	{name: "protocol-changed", service: "nodeport tcp-only", endpoints: "a1",
+		paths: []path{ask("out", both, "nodeport@n1", "a1(n1.gw)", but("udp", "refused"))},
+		steps: []step{{what: "UDP in the place of TCP", service: "nodeport udp-only", paths: []path{
+			ask("out", both, "nodeport@n1", "a1(n1.gw)", but("tcp", "refused")),
+			ask("ca", both, "cluster", "a1(ca)", but("tcp", "refused"), but("tcp iptables", "r(ca)")),
+		}}}},
+	{name: "addresses-reused", service: "nodeport", endpoints: "a1",
+		paths: []path{open("pod", "ca", both, "cluster", "a1(ca)"), open("nodeport", "out", both, "nodeport@n1", "a1(n1.gw)")},
+		steps: []step{{what: "another service has its cluster IP and node port", remove: true, also: reuse("addresses-reused", "b1"), paths: []path{
+			again("pod", both, "a1(ca)", but("udp", "b1(ca)")),
+			again("nodeport", both, "a1(n1.gw)", but("udp", "b1(n1)")),
+			ask("ca", all, "cluster", "b1(ca)"),
+			ask("out", both, "nodeport@n1", "b1(n1)"),
+		}}}},
 	{name: "fronts-removed", service: "lb external", endpoints: "a1",
 		paths: []path{
 			open("pod", "ca", both, "cluster", "a1(ca)"),

@@ -56,13 +56,17 @@ type service struct {
 //	tcp-only, udp-only  no ports of other protocols
 //	external-at=PLACE   external IPs that are a place's own
 //	ipv4-only ipv6-only single stack
+//	unnamed             the port has no name
+//	no-nodeport         a load balancer without node ports
 //	long                a port name as long as may be
 //
 // Endpoint words: the name of a place, and after colons what differs from a
 // ready endpoint on its own node:
 //
 //	notready, terminating, notserving, ready (beside terminating)
-//	at=NODE (or none), zone=Z, node=N (hints), port=P, slice=K (another slice)
+//	unset (no conditions are given), at=NODE (or none), also=PLACE (a second address)
+//	zone=Z, node=N (hints), port=P, slice=K (another slice)
+//	headless (its slice is labelled as that of a headless service)
 type words []string
 
 func (w words) value(key string) (string, bool) {
@@ -133,6 +137,9 @@ func (s *service) ports() []servicePort {
 	if w.has("long") {
 		name = strings.Repeat("p", 63)
 	}
+	if w.has("unnamed") {
+		name = ""
+	}
 	ports := []servicePort{
 		{name, corev1.ProtocolTCP, first, serverPort},
 		{"udp", corev1.ProtocolUDP, first, serverPort},
@@ -184,6 +191,10 @@ func (s *service) build() *corev1.Service {
 	if w.has("lb") {
 		o.Spec.Type = corev1.ServiceTypeLoadBalancer
 	}
+	if w.has("no-nodeport") {
+		no := false
+		o.Spec.AllocateLoadBalancerNodePorts = &no
+	}
 	if w.has("itp-local") {
 		p := corev1.ServiceInternalTrafficPolicyLocal
 		o.Spec.InternalTrafficPolicy = &p
@@ -214,7 +225,7 @@ func (s *service) build() *corev1.Service {
 	}
 	for i, p := range s.ports() {
 		sp := corev1.ServicePort{Name: p.name, Protocol: p.protocol, Port: p.port, TargetPort: intstr.FromInt32(p.target)}
-		if o.Spec.Type != corev1.ServiceTypeClusterIP {
+		if o.Spec.Type != corev1.ServiceTypeClusterIP && !w.has("no-nodeport") {
 			sp.NodePort = int32(s.nodePort())
 			if i >= 3 {
 				sp.NodePort = int32(s.nodePort()) + 500
@@ -281,6 +292,9 @@ func (s *service) buildSlices() map[string]*discoveryv1.EndpointSlice {
 				}
 				out[key] = slice
 			}
+			if w.has("headless") {
+				slice.Labels[corev1.IsHeadlessService] = ""
+			}
 			slice.Endpoints = append(slice.Endpoints, endpoint(name, w, v6))
 		}
 	}
@@ -301,6 +315,12 @@ func endpoint(name string, w words, v6 bool) discoveryv1.Endpoint {
 	}
 	if node != "" {
 		e.NodeName = &node
+	}
+	if also, ok := w.value("also"); ok {
+		e.Addresses = append(e.Addresses, address(also, v6).String())
+	}
+	if w.has("unset") {
+		e.Conditions = discoveryv1.EndpointConditions{}
 	}
 	for _, h := range w {
 		if e.Hints == nil && (strings.HasPrefix(h, "zone=") || strings.HasPrefix(h, "node=")) {

@@ -214,12 +214,21 @@ var static = []scenario{
 	{name: "moving-slices", service: "", endpoints: "a1 a1:terminating:slice=2 b1:terminating b1:slice=2", paths: []path{
 		ask("ca", both, "cluster", "a1(ca) b1(ca)"),
 	}},
-	{name: "ports-differ", service: "", endpoints: "a1 b1:port=8081", paths: []path{ask("ca", both, "cluster", "a1(ca) b1(ca)")}},
+	{name: "ports-differ", service: "", endpoints: "a1 b1:port=8081", paths: []path{ask("ca", both, "cluster", "a1(ca) b1:2(ca)")}},
+	{name: "conditions-unset", service: "", endpoints: "a1:unset b1:notready", paths: []path{ask("ca", both, "cluster", "a1(ca)")}},
+	{name: "two-addresses", service: "", endpoints: "a1:also=b1", paths: []path{ask("ca", both, "cluster", "a1(ca)")}},
+	{name: "headless-slice", service: "", endpoints: "a1 b1:slice=2:headless", paths: []path{ask("ca", both, "cluster", "a1(ca)")}},
+	{name: "without-node", service: "lb itp-local etp-local", endpoints: "a1:at=", paths: []path{
+		ask("ca", both, "cluster", "silence"),
+		ask("ca", both, "vip", "a1(ca)"),
+		ask("out", both, "vip", "silence"),
+	}},
+	{name: "unnamed-port", service: "tcp-only unnamed", endpoints: "a1", paths: []path{ask("ca", "tcp", "cluster", "a1(ca)")}},
 	{name: "two-ports", service: "lb port2", endpoints: "a1 b1", paths: []path{
 		ask("ca", both, "cluster", "a1(ca) b1(ca)"),
-		ask("ca", both, "cluster:81", "a1(ca) b1(ca)"),
-		ask("out", both, "vip:81", "a1(n1.gw) b1(n1)"),
-		ask("out", both, "nodeport@n1:81", "a1(n1.gw) b1(n1)"),
+		ask("ca", both, "cluster:81", "a1:2(ca) b1:2(ca)"),
+		ask("out", both, "vip:81", "a1:2(n1.gw) b1:2(n1)"),
+		ask("out", both, "nodeport@n1:81", "a1:2(n1.gw) b1:2(n1)"),
 		ask("ca", "sctp", "cluster:81", "refused", but("iptables", "unreachable")),
 	}},
 	{name: "host-network", service: "lb", endpoints: "n1 n2", paths: []path{
@@ -272,8 +281,8 @@ var static = []scenario{
 		ask("out", both, "vip", "a1(n1.gw)", but("4", "r(out)")),
 	}},
 	{name: "eight-endpoints", service: "", endpoints: "a1 a2 b1 b2 a1:port=8081 a2:port=8081 b1:port=8081 b2:port=8081", paths: []path{
-		spread("ca", both, "cluster", "even: a1(ca) a2(ca) b1(ca) b2(ca)"),
-		ask("a1", "tcp", "cluster", "a1(n1.gw) a2(a1) b1(a1) b2(a1)"),
+		spread("ca", both, "cluster", "even: a1(ca) a1:2(ca) a2(ca) a2:2(ca) b1(ca) b1:2(ca) b2(ca) b2:2(ca)"),
+		ask("a1", "tcp", "cluster", "a1(n1.gw) a1:2(n1.gw) a2(a1) a2:2(a1) b1(a1) b1:2(a1) b2(a1) b2:2(a1)"),
 	}},
 
 	// Topology.
@@ -328,6 +337,12 @@ var static = []scenario{
 		ask("out", both, "vip", "a1(n1.gw)"),
 		ask("ca", both, "vip", "silence"),
 	}},
+	{name: "ranges-adjacent", service: "lb ranges=out,out.1,255.255.255.0/24,ffff::/16", endpoints: "a1", paths: []path{
+		ask("out", both, "vip", "a1(n1.gw)"),
+		ask("out.1", both, "vip", "a1(n1.gw)"),
+		ask("out.2", both, "vip", "silence"),
+		ask("ca", both, "vip", "silence"),
+	}},
 	{name: "ranges-etp-local", service: "lb etp-local ranges=out", endpoints: "a1 b1", paths: []path{
 		ask("out", both, "vip", "a1(out)"),
 		ask("out.1", both, "vip", "silence"),
@@ -337,6 +352,15 @@ var static = []scenario{
 	{name: "ranges-none", service: "lb ranges=out", endpoints: "", paths: []path{
 		ask("out", both, "vip", "refused"),
 		ask("out.1", both, "vip", "silence", but("iptables", "refused")),
+	}},
+	{name: "no-nodeport", service: "lb no-nodeport etp-local", endpoints: "a1 b1", paths: []path{
+		ask("out", both, "vip", "a1(out)"),
+		ask("out", both, "nodeport@n1", "refused"),
+		health("out", "health@n1", "200, weight 1"),
+	}},
+	{name: "external-etp-local", service: "external etp-local", endpoints: "a1 b1", paths: []path{
+		ask("out", both, "external", "a1(out)"),
+		ask("ca", both, "external", "a1(ca) b1(ca)"),
 	}},
 	{name: "ipmode-proxy", service: "lb ipmode-proxy", endpoints: "a1", paths: []path{
 		ask("ca", both, "vip", "r(ca)"),

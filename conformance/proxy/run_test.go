@@ -692,6 +692,15 @@ func fullSync(r *runner) error {
 	return errors.Join(errs...)
 }
 
+// reuse deletes a service and gives its addresses to a new one.
+func reuse(name, endpoints string) func(*runner) error {
+	return func(r *runner) error {
+		old := r.cluster.services[name]
+		next := &service{namespace: old.namespace, name: name + "-next", index: old.index, options: old.options, endpoints: endpoints}
+		return errors.Join(r.cluster.remove(r.ctx, old), r.cluster.put(r.ctx, next))
+	}
+}
+
 // taint gives a node a taint, or takes it away.
 func taint(node, key string, on bool) func(*runner) error {
 	return func(r *runner) error {

@@ -27,9 +27,8 @@ const (
 func (w *world) serve() error {
 	var errs []error
 	for _, pod := range []string{"a1", "a2", "b1", "b2"} {
-		for _, port := range []int{serverPort, serverPort2} {
-			errs = append(errs, w.spaces[pod].serve(pod, netip.IPv6Unspecified(), port))
-		}
+		errs = append(errs, w.spaces[pod].serve(pod, netip.IPv6Unspecified(), serverPort))
+		errs = append(errs, w.spaces[pod].serve(pod+":2", netip.IPv6Unspecified(), serverPort2))
 		errs = append(errs, w.spaces[pod].serveSCTP(pod))
 	}
 	for _, node := range []string{"n1", "n2"} {

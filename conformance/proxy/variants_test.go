@@ -17,7 +17,7 @@ const clusterCIDR = "clusterCIDR: " + podCIDRs + "\n"
 
 var variants = []variant{
 	{name: "masquerade all, node ports on a secondary address",
-		config: config("  masqueradeAll: true\n" + clusterCIDR + "nodePortAddresses: [192.0.2.0/24, \"2001:db8:1::/64\"]\n"),
+		config: config("  masqueradeAll: true\n  masqueradeBit: 20\n" + clusterCIDR + "nodePortAddresses: [192.0.2.0/24, \"2001:db8:1::/64\"]\n"),
 		paths: []path{
 			ask("ca", all, "plain/cluster", "a1(n1.gw) b1(n1)"),
 			ask("n1", both, "plain/cluster", "a1(n1.gw) b1(n1)"),
