@@ -46,6 +46,23 @@ func TestReadmes(t *testing.T) {
 	}
 }
 
+// TestIndex: the page of all plugins names each.
+func TestIndex(t *testing.T) {
+	text, err := os.ReadFile("../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range order.List(nil) {
+		row := regexp.MustCompile(`(?m)^\| \[?` + e.Name + `\b.* \| ` + e.Effect.String() + ` \|$`)
+		if e.Setup != nil && !row.Match(text) {
+			t.Errorf("there is no row for %s with the effect %s", e.Name, e.Effect)
+		}
+		if e.Setup == nil && !strings.Contains(string(text), e.Name) {
+			t.Errorf("%s is not among the plugins that are missing", e.Name)
+		}
+	}
+}
+
 // needsCluster names the plugins whose examples are about a cluster; their own
 // tests have one.
 func needsCluster(name string) bool {
