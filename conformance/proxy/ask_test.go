@@ -108,7 +108,7 @@ func outcomeOf(err error) string {
 		return refused
 	case errors.Is(err, unix.EPERM):
 		return forbidden
-	case errors.Is(err, unix.ECONNRESET), errors.Is(err, io.EOF):
+	case errors.Is(err, unix.ECONNRESET), errors.Is(err, unix.EPIPE), errors.Is(err, io.EOF):
 		return "closed"
 	case errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.ENETUNREACH),
 		errors.Is(err, unix.ENOPROTOOPT), errors.Is(err, unix.EPROTO): // ICMP protocol unreachable

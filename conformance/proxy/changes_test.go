@@ -398,9 +398,10 @@ var changes = []scenario{
 			{what: "a change of a service", paths: []path{ask("ca", both, "cluster", "a1(ca)")}},
 		}},
 	{name: "tables-removed", service: "lb", endpoints: "a1", alone: true,
-		paths: []path{ask("ca", both, "cluster", "a1(ca)")},
+		paths: []path{ask("ca", both, "cluster", "a1(ca)"), open("pod", "ca", both, "cluster", "a1(ca)")},
 		steps: []step{
 			{what: "nft flush ruleset, and a while", act: flush, pause: 3 * syncPeriod, blind: true, paths: []path{
+				again("pod", both, "a1(ca)", but("kube-proxy nftables tcp", "closed"), but("kube-proxy nftables udp", "r(ca)"), rutter("nftables", "a1(ca)", repair)),
 				ask("ca", both, "cluster", "a1(ca)", but("kube-proxy nftables", "r(ca)"), rutter("nftables", "a1(ca)", repair)),
 				ask("out", both, "vip", "a1(n1.gw)", but("kube-proxy nftables", "r(out)"), rutter("nftables", "a1(n1.gw)", repair)),
 			}},

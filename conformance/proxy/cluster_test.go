@@ -6,7 +6,6 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
-	"sync"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -19,9 +18,7 @@ import (
 
 // cluster is what the API holds: the same for all proxies.
 type cluster struct {
-	client kubernetes.Interface
-
-	mu       sync.Mutex
+	client   kubernetes.Interface
 	services map[string]*service
 	markers  int // barriers so far
 }

@@ -230,14 +230,12 @@ func (r *runner) start(name string, edit func(kind) string, nodes ...string) {
 			chosen = append(chosen, k)
 		}
 	}
-	r.columns = make([]*column, len(chosen))
+	columns := make([]*column, len(chosen))
 	r.each(len(chosen), func(i int) (err error) {
-		r.columns[i], err = newColumn(r.env, chosen[i], name, edit, nodes...)
-		if errors.Is(err, peer.ErrPrivilege) {
-			r.t.Skip(err)
-		}
+		columns[i], err = newColumn(r.env, chosen[i], name, edit, nodes...)
 		return err
 	})
+	r.columns = columns
 }
 
 func (r *runner) stop() {
@@ -265,7 +263,11 @@ func (r *runner) each(n int, f func(int) error) {
 		}()
 	}
 	wg.Wait()
-	if err := errors.Join(errs...); err != nil {
+	err := errors.Join(errs...)
+	if errors.Is(err, peer.ErrPrivilege) {
+		r.t.Skip(err)
+	}
+	if err != nil {
 		r.t.Fatal(err)
 	}
 }
