@@ -86,3 +86,18 @@ func TestDirectDoesNotAllocate(t *testing.T) {
 		}
 	}
 }
+
+func TestOwns(t *testing.T) {
+	path := plugintest.WriteFiles(t, map[string]string{"hosts": entries}) + "/hosts"
+	s := plugintest.Start(t, "example.org {\nhosts "+path+"\n}\n", order...)
+	h := s.Block.First().(*handler)
+	for name, want := range map[string]bool{
+		"\x01a\x07example\x03org\x00": true, "\x01b\x07example\x03org\x00": false, "\x01x\x04wild\x07example\x03org\x00": true,
+		"\x011\x012\x010\x03192\x07in-addr\x04arpa\x00": true, "\x019\x012\x010\x03192\x07in-addr\x04arpa\x00": false,
+		"\x07in-addr\x04arpa\x00": false, "\x00": false,
+	} {
+		if got := h.Owns([]byte(name)); got != want {
+			t.Errorf("%q: got %t", name, got)
+		}
+	}
+}

@@ -2,6 +2,7 @@
 package hosts
 
 import (
+	"bytes"
 	"context"
 	"sync/atomic"
 
@@ -130,6 +131,12 @@ func (h *handler) ServeDirect(q *wire.Query, a *wire.Answer) plugin.Outcome {
 	return plugin.Answered
 }
 
-// Owns tells whether name (wire form, lower case) has addresses: what the cache
-// knows of it is out of date then.
-func (h *handler) Owns(name []byte) bool { return h.table.Load().find(name) != nil }
+// Owns tells whether name (wire form, lower case) has addresses, or is that of
+// one: what the cache knows of it is out of date then.
+func (h *handler) Owns(name []byte) bool {
+	if bytes.HasSuffix(name, []byte("\x04arpa\x00")) {
+		text, _, err := dns.UnpackDomainName(name, 0)
+		return err == nil && len(h.lookupAddr(text)) > 0
+	}
+	return h.table.Load().find(name) != nil
+}

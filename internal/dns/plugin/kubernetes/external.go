@@ -1,9 +1,13 @@
 package kubernetes
 
 import (
+	"bytes"
 	"net/netip"
 
+	"github.com/miekg/dns"
+
 	"github.com/rutter-project/rutter/internal/catalog"
+	"github.com/rutter-project/rutter/internal/dns/plugin/reverse"
 )
 
 // What follows is for k8s_external, which answers from the same objects under
@@ -59,9 +63,13 @@ func (s *Store) All(yield func(catalog.ServiceName, catalog.Entry) bool) {
 	}
 }
 
-// Owns tells whether name (wire form, lower case) is one of a published service:
-// what the cache plugin knows of it from elsewhere is out of date then.
+// Owns tells whether name (wire form, lower case) is one of a published service
+// or of its addresses: what the cache plugin knows of it from elsewhere is out
+// of date then.
 func (k *Kubernetes) Owns(name []byte) bool {
+	if bytes.HasSuffix(name, []byte("\x04arpa\x00")) {
+		return k.ownsAddr(name)
+	}
 	var at [4]int // where the last labels before the zone begin
 	for n, off := 0, 0; off < len(name); n++ {
 		at[n%len(at)] = off
@@ -76,6 +84,24 @@ func (k *Kubernetes) Owns(name []byte) bool {
 			return false
 		}
 		off += 1 + int(name[off])
+	}
+	return false
+}
+
+func (k *Kubernetes) ownsAddr(name []byte) bool {
+	text, _, err := dns.UnpackDomainName(name, 0)
+	if err != nil {
+		return false
+	}
+	addr, ok := reverse.Addr(text)
+	if !ok {
+		return false
+	}
+	h := k.view.hash.addr(addr)
+	for n := k.view.addrs.find(h); n != nil; n = n.next {
+		if n.hash == h && n.value.addr == addr {
+			return true
+		}
 	}
 	return false
 }

@@ -20,7 +20,10 @@ func TestOwns(t *testing.T) {
 		"\x04test\x03svc\x07cluster\x05local\x00":                         false,
 		"\x07cluster\x05local\x00":                                        false,
 		"\x03web\x04test\x03svc\x07example\x03org\x00":                    false,
-		"\x00": false,
+		"\x011\x011\x0297\x0210\x07in-addr\x04arpa\x00":                   true,
+		"\x019\x019\x0297\x0210\x07in-addr\x04arpa\x00":                   false,
+		"\x0297\x0210\x07in-addr\x04arpa\x00":                             false,
+		"\x00":                                                            false,
 	} {
 		if got := k.Owns([]byte(name)); got != want {
 			t.Errorf("%q: got %t", name, got)
