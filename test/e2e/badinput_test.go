@@ -110,6 +110,8 @@ func TestBadInput(t *testing.T) {
 				}
 				t.Cleanup(func() { l.Close() })
 			}},
+		{name: "agent: another one works here", args: agent(), code: 1, want: []string{"another agent", "stop it first"}, setup: lockNetwork},
+		{name: "up: an agent works here", args: up(), code: 1, want: []string{"another agent", "stop it first"}, setup: lockNetwork},
 		{name: "up: a service range too small for DNS", args: up("--service-cidr", "10.96.0.0/29"), code: 2, want: []string{"10.96.0.0/29", "too small"}},
 		{name: "run without a command", args: []string{"run"}, code: 2, want: []string{"no command"}},
 		{name: "status without an agent", args: []string{"status", "--run-dir", filepath.Join(dir, "nothing")}, code: 1, want: []string{"does not answer", "--run-dir"}},
@@ -140,6 +142,18 @@ func TestBadInput(t *testing.T) {
 		out, code = rutterOnce(t, nobody, "up", "--run-dir", filepath.Join(dir, "r2"), "--data-dir", filepath.Join(dir, "d2"))
 		expectOneLine(t, out, code, 1, []string{"root", "CAP_NET_ADMIN"})
 	})
+}
+
+// lockNetwork does what an agent does that works in this network namespace.
+func lockNetwork(t *testing.T) {
+	f, err := os.Open("/proc/self/ns/net")
+	if err == nil {
+		err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
 }
 
 // expectOneLine checks the last line, which is the error; log lines of the

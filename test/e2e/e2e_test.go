@@ -239,6 +239,51 @@ func TestSystem(t *testing.T) {
 		})
 	})
 
+	t.Run("no connection fails while the agent is restarted", func(t *testing.T) {
+		s := s.in(t)
+		self, err := os.Executable()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command(s.bin, "run", "-i", "--rm", "--name", "load", "--env", load+"="+s.clusterIP("web")+":80", "--", self)
+		in, err := cmd.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out lockedBuffer
+		cmd.Stdout, cmd.Stderr = &out, &out
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		s.await("the load to run", func() error {
+			if p, err := s.api.Pods("default").Get(t.Context(), "load"); err != nil || p.Status.Phase != corev1.PodRunning {
+				return fmt.Errorf("the pod does not run yet (%v)", err)
+			}
+			return nil
+		})
+		for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL, syscall.SIGTERM} {
+			old := s.pidOf(`rutter agent `)
+			if err := syscall.Kill(old, sig); err != nil {
+				t.Fatal(err)
+			}
+			s.await("the next agent to be ready", func() error {
+				status, err := s.status()
+				if err == nil && status["Ready"] == true && findProcess(`rutter agent `) != old {
+					return nil
+				}
+				return fmt.Errorf("%v %v", status, err)
+			})
+		}
+		in.Close()
+		if err := cmd.Wait(); err != nil {
+			t.Fatalf("the load: %v\n%s", err, out.String())
+		}
+		var fresh, kept, failed int
+		if _, err := fmt.Sscanf(out.String(), "fresh=%d kept=%d failed=%d", &fresh, &kept, &failed); err != nil || fresh == 0 || kept == 0 || failed != 0 {
+			t.Errorf("the load says %s; want requests of both kinds and no failure", out.String())
+		}
+	})
+
 	t.Run("kill -9 of the agent", func(t *testing.T) {
 		s := s.in(t)
 		s.killed(`rutter agent `)

@@ -7,12 +7,16 @@ package e2e
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -23,7 +27,8 @@ import (
 
 const (
 	inside = "RUTTER_E2E_INSIDE" // set in the process that runs in the namespaces
-	client = "RUTTER_E2E_CLIENT" // set in the process that runs in a pod
+	client = "RUTTER_E2E_CLIENT" // set in the process that connects from a pod, name by name
+	load   = "RUTTER_E2E_LOAD"   // set, to an address, in the process that connects from a pod all the time
 )
 
 // TestMain runs the tests in a child that has namespaces of its own. When it
@@ -32,6 +37,8 @@ func TestMain(m *testing.M) {
 	switch {
 	case os.Getenv(client) != "":
 		connectLoop()
+	case os.Getenv(load) != "":
+		fmt.Println(connectAllTheTime(os.Getenv(load)))
 	case os.Getenv(inside) != "":
 		if err := enter(); err != nil {
 			fmt.Fprintln(os.Stderr, "e2e: set up the namespaces:", err)
@@ -119,6 +126,59 @@ func connectLoop() {
 	for in.Scan() {
 		fmt.Println(connect(in.Text()))
 	}
+}
+
+// connectAllTheTime makes new connections to the address, and requests over one
+// that stays open, until standard input ends. It returns how many requests of
+// each kind succeeded, and what failed.
+func connectAllTheTime(address string) string {
+	var stop atomic.Bool
+	go func() { io.Copy(io.Discard, os.Stdin); stop.Store(true) }()
+	var mu sync.Mutex
+	var failed []string
+	get := func(c *http.Client) bool {
+		resp, err := c.Get("http://" + address + "/")
+		if err == nil {
+			_, err = io.Copy(io.Discard, resp.Body)
+			resp.Body.Close()
+		}
+		if err != nil {
+			mu.Lock()
+			defer mu.Unlock()
+			failed = append(failed, err.Error())
+		}
+		return err == nil
+	}
+	var fresh, kept atomic.Int64
+	var workers sync.WaitGroup
+	for range 2 {
+		workers.Go(func() {
+			c := &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+			for !stop.Load() {
+				if get(c) {
+					fresh.Add(1)
+				}
+				time.Sleep(2 * time.Millisecond)
+			}
+		})
+	}
+	workers.Go(func() {
+		dials := 0
+		c := &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 1, DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			if dials++; dials > 1 {
+				return nil, errors.New("the long connection was lost")
+			}
+			return new(net.Dialer).DialContext(ctx, network, addr)
+		}}}
+		for !stop.Load() {
+			if get(c) {
+				kept.Add(1)
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+	})
+	workers.Wait()
+	return fmt.Sprintf("fresh=%d kept=%d failed=%d %.300q", fresh.Load(), kept.Load(), len(failed), failed)
 }
 
 func connect(name string) string {

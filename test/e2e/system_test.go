@@ -178,6 +178,15 @@ func (s *system) backends(pod, url string, n int) (map[string]int, error) {
 // pidOf finds the process of a program that up started, by its command line.
 func (s *system) pidOf(pattern string) int {
 	s.t.Helper()
+	pid := findProcess(pattern)
+	if pid == 0 {
+		s.t.Fatalf("no process matches %s", pattern)
+	}
+	return pid
+}
+
+// findProcess returns 0 if no process has such a command line.
+func findProcess(pattern string) int {
 	re := regexp.MustCompile(pattern)
 	dirs, _ := filepath.Glob("/proc/[0-9]*")
 	for _, d := range dirs {
@@ -187,7 +196,6 @@ func (s *system) pidOf(pattern string) int {
 			return pid
 		}
 	}
-	s.t.Fatalf("no process matches %s", pattern)
 	return 0
 }
 
