@@ -249,8 +249,7 @@ func markWorked(cfg Config) error {
 	return nil
 }
 
-// lock sees to it that one agent works on a node: two would undo each other's
-// changes.
+// lock sees to it that one agent uses the directories, and one works on a host.
 func lock(cfg Config) (unlock func(), err error) {
 	for _, dir := range []string{cfg.RunDir, cfg.DataDir} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -265,7 +264,36 @@ func lock(cfg Config) (unlock func(), err error) {
 		f.Close()
 		return nil, fmt.Errorf("another agent runs on this node (it holds %s): stop it first", f.Name())
 	}
-	return func() { f.Close() }, nil
+	network, err := lockNetwork()
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return func() { f.Close(); network.Close() }, nil
+}
+
+// Alone says no if an agent works on this host, whatever its run directory.
+func Alone() error {
+	network, err := lockNetwork()
+	if err != nil {
+		return err
+	}
+	return network.Close()
+}
+
+// lockNetwork locks this network namespace among agents: their tables, routes
+// and addresses have the same names, so two would undo each other's. The file
+// that stands for a namespace can be locked like any other.
+func lockNetwork() (*os.File, error) {
+	f, err := os.Open("/proc/self/ns/net")
+	if err != nil {
+		return nil, fmt.Errorf("lock the network namespace: %w; is /proc mounted?", err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		f.Close()
+		return nil, errors.New("another agent runs on this host, in the same network namespace (pgrep -af 'rutter agent' shows it): stop it first")
+	}
+	return f, nil
 }
 
 func (a *agent) wait(what string) { a.waiting.Store(&what) }

@@ -33,7 +33,10 @@ func (u *Up) printServices(ctx context.Context, api *kubeapi.Client) error {
 			ports = append(ports, fmt.Sprintf("%d/%s", p.Port, p.Protocol))
 		}
 		address := strings.Join(s.Spec.ClusterIPs, ",")
-		if address == corev1.ClusterIPNone {
+		switch {
+		case s.Spec.Type == corev1.ServiceTypeExternalName:
+			address = s.Spec.ExternalName
+		case address == corev1.ClusterIPNone:
 			address = "headless"
 		}
 		fmt.Fprintf(w, "%s.%s\t%s\t%s\t%s\n", s.Name, s.Namespace, address, strings.Join(ports, ","), u.endpoints(&s, pods.Items))

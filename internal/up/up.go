@@ -71,12 +71,25 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err != nil {
 		return fmt.Errorf("find this program's own path: %w", err)
 	}
+	// What is printed is used in other terminals, which are elsewhere.
+	for _, dir := range []*string{&cfg.RunDir, &cfg.DataDir} {
+		if *dir, err = filepath.Abs(*dir); err != nil {
+			return err
+		}
+	}
 	u := &Up{cfg: cfg, self: self, progress: &progress{w: cfg.Out, tty: cfg.Terminal}}
 	unlock, err := u.lock(ctx)
 	if err != nil {
 		return err
 	}
 	defer unlock()
+	if err := agent.Alone(); err != nil {
+		// What lock made goes again; a directory that is in use is not empty.
+		for _, path := range []string{u.held.Name(), cfg.RunDir, cfg.DataDir} {
+			_ = os.Remove(path)
+		}
+		return err
+	}
 	registryBin, err := u.findRegistry()
 	if err != nil {
 		return err
@@ -93,7 +106,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		u.progress.abort()
 		if ctx.Err() != nil { // what failed then failed because of it
 			err = nil
-			fmt.Fprintln(cfg.Out, "\ntaking everything down …")
+			fmt.Fprintln(cfg.Out, "\ntaking everything down (a second Ctrl-C leaves the rest to the next `rutter up`) …")
 		}
 		for i := len(undo) - 1; i >= 0; i-- {
 			undo[i]()
@@ -177,7 +190,7 @@ func (u *Up) lock(ctx context.Context) (unlock func(), err error) {
 		_, alive := os.Stat("/proc/" + string(owner))
 		if len(owner) == 0 || alive == nil || time.Now().After(deadline) {
 			f.Close()
-			return nil, fmt.Errorf("another `rutter up` (process %s) uses %s; stop it, or choose another --run-dir, --data-dir, --api-port and other ranges", owner, u.cfg.RunDir)
+			return nil, fmt.Errorf("another `rutter up` (process %s) uses %s: stop it first, a host has one", owner, u.cfg.RunDir)
 		}
 		select {
 		case <-ctx.Done():
@@ -255,6 +268,7 @@ func (u *Up) child(name, path string, args ...string) *child {
 }
 
 // start runs the child; ended gets the reason if it ends before it was ready.
+// stop says what it does, as it may take its time.
 func (u *Up) start(c *child) (stop func(), ended chan error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended = make(chan error, 1)
@@ -265,7 +279,12 @@ func (u *Up) start(c *child) (stop func(), ended chan error) {
 			ended <- err
 		}
 	}()
-	return func() { cancel(); <-done }, ended
+	return func() {
+		u.progress.begin(c.name, "stopping")
+		cancel()
+		<-done
+		u.progress.end("stopped")
+	}, ended
 }
 
 func (u *Up) registryArgs() []string {
