@@ -165,11 +165,9 @@ func (k *Kubernetes) rare(ctx context.Context, w dns.ResponseWriter, r *dns.Msg,
 		m.Answer = []dns.RR{&dns.SRV{Hdr: k.header(state.QName(), dns.TypeSRV), Weight: 100, Target: target}}
 		m.Extra = addressRecords(target, addrType(addr), k.ttl, []netip.Addr{addr})
 	case l.n > 5:
-		addrs, exists := k.zonalAddresses(l)
-		if !exists {
+		if !k.zonalAnswer(l, state.QName(), m) {
 			return k.negative(l, m, dns.RcodeNameError)
 		}
-		m.Answer = addressRecords(state.QName(), q.Type, k.ttl, addrs)
 	default:
 		k.alias(ctx, w, r, l, m)
 	}
@@ -389,45 +387,74 @@ func (k *Kubernetes) nsAddresses(*lookup) []netip.Addr {
 	return addrs
 }
 
-// zonalAddresses answers ZONE.pin._zone.SVC.NS.svc: the ready endpoints of a
+// zonalAnswer answers ZONE.pin._zone.SVC.NS.svc: the ready endpoints of a
 // headless service in a topology zone; with prefer instead of pin all of them
-// when that zone has none. Zone names may contain dots.
-func (k *Kubernetes) zonalAddresses(l *lookup) (addrs []netip.Addr, exists bool) {
+// when that zone has none. Zone names may contain dots. It is false when there
+// is no such name; a zone without endpoints is one.
+func (k *Kubernetes) zonalAnswer(l *lookup, owner string, m *dns.Msg) bool {
 	q, n := l.q, l.n
 	policy := string(q.Label(n - 5))
 	if policy != "pin" && policy != "prefer" {
-		return nil, false
+		return false
 	}
 	s := k.view.service(q.Name[q.Offset(n-3):q.Offset(n-1)], q.Label(n-3), q.Label(n-2))
 	if s == nil || !s.ns.exposed.Load() {
-		return nil, false
+		return false
 	}
 	svc := s.now.Load()
 	if svc.obj == nil || !svc.obj.Headless {
-		return nil, false
+		return false
 	}
 	var labels []string
 	for i := range n - 5 {
 		labels = append(labels, string(q.Label(i)))
 	}
 	zone := strings.Join(labels, ".")
-	var all []netip.Addr
-	seen := make(map[netip.Addr]bool)
+	type endpoint struct {
+		*catalog.Endpoint
+		ports []catalog.EndpointPort
+	}
+	var all, in []endpoint
 	for _, sl := range svc.slices {
 		for i := range sl.Endpoints {
-			ep := &sl.Endpoints[i]
-			if !ep.Ready() || seen[ep.Addr] {
+			ep := endpoint{&sl.Endpoints[i], sl.Ports}
+			if !ep.Ready() {
 				continue
 			}
-			seen[ep.Addr] = true
-			all = append(all, ep.Addr)
+			all = append(all, ep)
 			if strings.EqualFold(ep.Zone, zone) {
-				addrs = append(addrs, ep.Addr)
+				in = append(in, ep)
 			}
 		}
 	}
-	if len(addrs) == 0 && policy == "prefer" {
-		addrs = all
+	if len(in) == 0 && policy == "prefer" {
+		in = all
 	}
-	return addrs, len(addrs) > 0
+	records := 0 // before equal ones are dropped: the weights share 100
+	for _, ep := range in {
+		records += max(1, len(ep.ports))
+	}
+	seen := make(map[string]bool)
+	add := func(section *[]dns.RR, list ...dns.RR) {
+		for _, rr := range list {
+			if key := rr.String(); !seen[key] {
+				seen[key] = true
+				*section = append(*section, rr)
+			}
+		}
+	}
+	for _, ep := range in {
+		addr := []netip.Addr{ep.Addr}
+		if q.Type != dns.TypeSRV {
+			add(&m.Answer, addressRecords(owner, q.Type, k.ttl, addr)...)
+			continue
+		}
+		text, _, _ := dns.UnpackDomainName(append(k.appendEndpoint(nil, s, ep.Endpoint), 0), 0)
+		target := join(strings.TrimSuffix(text, "."), l.zoneText())
+		for _, p := range ep.ports {
+			add(&m.Answer, &dns.SRV{Hdr: k.header(owner, dns.TypeSRV), Weight: uint16(max(1, 100/records)), Port: p.Port, Target: target})
+			add(&m.Extra, addressRecords(target, addrType(ep.Addr), k.ttl, addr)...)
+		}
+	}
+	return true
 }

@@ -119,7 +119,7 @@ func TestZonal(t *testing.T) {
 	expect(t, answers(t, s, "eu.a.pin._zone.db.ns.svc.cluster.local. A", "eu.c.pin._zone.db.ns.svc.cluster.local. A",
 		"eu.c.prefer._zone.db.ns.svc.cluster.local. A", "eu.a.pin._zone.db.ns.svc.cluster.local. AAAA"),
 		"? eu.a.pin._zone.db.ns.svc.cluster.local. A\nNOERROR aa\neu.a.pin._zone.db.ns.svc.cluster.local. 5 IN A 10.244.0.1\n"+
-			"? eu.c.pin._zone.db.ns.svc.cluster.local. A\nNXDOMAIN aa\n"+soa+
+			"? eu.c.pin._zone.db.ns.svc.cluster.local. A\nNOERROR aa\n"+soa+
 			"? eu.c.prefer._zone.db.ns.svc.cluster.local. A\nNOERROR aa\neu.c.prefer._zone.db.ns.svc.cluster.local. 5 IN A 10.244.0.1\n"+
 			"eu.c.prefer._zone.db.ns.svc.cluster.local. 5 IN A 10.244.0.2\neu.c.prefer._zone.db.ns.svc.cluster.local. 5 IN A 10.244.0.3\n"+
 			"? eu.a.pin._zone.db.ns.svc.cluster.local. AAAA\nNOERROR aa\n"+soa)
