@@ -258,7 +258,7 @@ func lock(cfg Config) (unlock func(), err error) {
 	}
 	f, err := os.OpenFile(filepath.Join(cfg.RunDir, "agent.lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("lock: %w", err)
+		return nil, fmt.Errorf("lock: %w; run as the user whose directory it is, root as a rule", err)
 	}
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		f.Close()

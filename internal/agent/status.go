@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -123,6 +124,9 @@ func FetchStatus(ctx context.Context, socket string) (Status, error) {
 		return s, err
 	}
 	resp, err := client.Do(req)
+	if errors.Is(err, fs.ErrPermission) {
+		return s, fmt.Errorf("the agent is not asked: %w; its socket is for root only, try sudo", errors.Unwrap(err))
+	}
 	if err != nil {
 		return s, fmt.Errorf("the agent does not answer on %s: %w; is `rutter agent` or `rutter up` running (--run-dir)?", socket, errors.Unwrap(err))
 	}

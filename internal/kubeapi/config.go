@@ -63,8 +63,13 @@ func Path(flag, runDir string) string {
 // Load reads the kubeconfig at path and sets what all clients of Rutter share.
 // It does not connect.
 func Load(path string) (*rest.Config, error) {
-	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+	switch f, err := os.Open(path); {
+	case err == nil:
+		f.Close()
+	case errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("no kubeconfig at %s: start `rutter up` (or the registry), or name another one with --kubeconfig or $KUBECONFIG", path)
+	case errors.Is(err, fs.ErrPermission):
+		return nil, fmt.Errorf("reading kubeconfig: %w: run as root (sudo), or name one of your own with --kubeconfig or $KUBECONFIG", err)
 	}
 	cfg, err := clientcmd.BuildConfigFromFlags("", path)
 	if err != nil {
