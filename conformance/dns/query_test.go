@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/miekg/dns"
@@ -191,6 +192,18 @@ func (c *client) ask(msg []byte, tcp bool, timeout time.Duration) ([]byte, error
 		}
 		return reply, err
 	}
+	// CoreDNS opens the sockets of a Corefile one after the other: that one
+	// answers does not mean that this one does.
+	for attempt := 0; ; attempt++ {
+		reply, err := c.askUDP(msg, timeout)
+		if !errors.Is(err, syscall.ECONNREFUSED) || attempt == 50 {
+			return reply, err
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+func (c *client) askUDP(msg []byte, timeout time.Duration) ([]byte, error) {
 	if c.udp == nil {
 		conn, err := net.Dial("udp", c.addr)
 		if err != nil {
