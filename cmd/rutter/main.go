@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -48,11 +49,13 @@ func report(err error) int {
 		return 0
 	case errors.As(err, &exit):
 		return exit.code
-	case errors.As(err, &usage):
-		fmt.Fprintln(os.Stderr, "rutter:", err)
+	}
+	for line := range strings.Lines(err.Error()) { // joined errors have one each
+		fmt.Fprintln(os.Stderr, "rutter:", strings.TrimSuffix(line, "\n"))
+	}
+	if errors.As(err, &usage) {
 		return exitUsage
 	}
-	fmt.Fprintln(os.Stderr, "rutter:", err)
 	return exitFailed
 }
 
