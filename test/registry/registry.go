@@ -4,7 +4,9 @@ package registry
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -39,12 +41,7 @@ func Start(t testing.TB, flags ...string) *Registry {
 	if bin == "" {
 		t.Skip("RUTTER_REGISTRY_BIN is not set (`make test` builds the registry and sets it)")
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	port := l.Addr().(*net.TCPAddr).Port
-	l.Close()
+	port := freePort(t)
 	r := &Registry{DataDir: t.TempDir(), Port: port, bin: bin}
 	r.args = append([]string{"--data-dir", r.DataDir, "--secure-port", fmt.Sprint(port)}, flags...)
 	t.Cleanup(func() {
@@ -55,6 +52,25 @@ func Start(t testing.TB, flags ...string) *Registry {
 	})
 	r.Restart(t)
 	return r
+}
+
+// freePort finds a port below those that the kernel gives to connections
+// (ip_local_port_range): it must still be free when the registry opens it,
+// seconds later.
+func freePort(t testing.TB) int {
+	t.Helper()
+	for {
+		port := 20000 + rand.IntN(10000)
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if errors.Is(err, syscall.EADDRINUSE) {
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.Close()
+		return port
+	}
 }
 
 // Kill ends the registry at once, as a crash would.
