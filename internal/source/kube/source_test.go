@@ -48,6 +48,11 @@ func TestAgainstTheRealAPI(t *testing.T) {
 		}
 	}
 	await("the first lists", cat.HasSynced)
+	// The API server makes these by itself; they must not come in the middle.
+	await("the service kubernetes and the system's namespaces", func() bool {
+		_, ok := cat.Service(catalog.ServiceName{Namespace: "default", Name: "kubernetes"})
+		return ok && cat.Counts().Namespaces == len([]string{"default", "kube-node-lease", "kube-public", "kube-system"})
+	})
 
 	web := catalog.ServiceName{Namespace: "default", Name: "web"}
 	service := func() *catalog.Service { e, _ := cat.Service(web); return e.Service }
