@@ -421,15 +421,3 @@ var changes = []scenario{
 			{what: "that service deleted", also: removeLong, paths: []path{ask("ca", both, "cluster", "b1(ca)")}},
 		}},
 }
-
-// stopProxy ends the proxy of n1, at once or not.
-func stopProxy(with unix.Signal) func(*column) error {
-	return func(c *column) error {
-		p := c.proxies["n1"]
-		err := p.Signal(with)
-		<-p.Done()
-		return err
-	}
-}
-
-func startProxy(c *column) error { return c.start("n1") }

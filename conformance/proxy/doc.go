@@ -11,5 +11,6 @@
 //	variants_test.go  … under other proxy configurations
 //	world_test.go     the network: two nodes, pods, an outside client
 //	column_test.go    the proxies that are compared; another one is a line
-//	run_test.go       how rows are run and judged
+//	table_test.go     what a scenario, a step, a path and a row are
+//	run_test.go       how rows are run and judged, observe_test.go how one is seen
 package proxy

@@ -1,0 +1,123 @@
+package proxy
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// scenario is a service and what happens to it. Its name is the service's.
+type scenario struct {
+	name      string
+	service   string // option words (see words)
+	endpoints string // endpoint words
+	like      string // a scenario above whose external addresses this service has too
+	paths     []path
+	steps     []step
+	// alone scenarios disturb others: their steps are run after all others,
+	// one scenario at a time.
+	alone bool
+}
+
+// step is a change and what is seen after it.
+type step struct {
+	what      string
+	service   string              // option words from now on; empty: as before
+	endpoints string              // endpoint words from now on; empty: as before, "none": none
+	remove    bool                // the service is deleted
+	act       func(*column) error // before, in each column
+	also      func(*runner) error // with the change, to the API
+	// blind: the proxies need not have seen the change before the paths are
+	// asked. pause is the time that they get to do something, where they are
+	// expected to do nothing.
+	blind bool
+	pause time.Duration
+	paths []path
+}
+
+// path is a question: who asks which of the service's addresses, and the
+// outcome. It is a row for each protocol and family.
+type path struct {
+	how    string // ask, stick, spread, open, again or health
+	flow   string // name of the flow, of open and again
+	from   string
+	protos string
+	to     string
+	want   string
+	but    []exception
+}
+
+// exception is another outcome for proxies, protocols or families: it applies
+// where all its words do.
+type exception struct {
+	words     string // of: kube-proxy, rutter, iptables, nftables, tcp, udp, sctp, 4, 6
+	outcome   string
+	deviation string // row of docs/compatibility.md that tells why; for Rutter's
+}
+
+// row is a path in one protocol and family.
+type row struct {
+	path
+	scenario string
+	step     string
+	proto    string
+	v6       bool
+}
+
+func (r row) String() string {
+	step := ""
+	if r.step != "" {
+		step = " after: " + r.step
+	}
+	return fmt.Sprintf("%s%s: %s %s%s %s", r.scenario, step, r.from, r.proto, r.family(), r.to+r.flow)
+}
+
+func (r row) family() string {
+	if r.v6 {
+		return "6"
+	}
+	return "4"
+}
+
+// expected is the outcome for a kind of proxy. Of several exceptions that apply
+// the last counts.
+func (r row) expected(k kind) (outcome, deviation string) {
+	outcome = r.want
+	for _, e := range r.but {
+		if r.applies(e.words, k) {
+			outcome, deviation = e.outcome, e.deviation
+		}
+	}
+	return outcome, deviation
+}
+
+func (r row) applies(condition string, k kind) bool {
+	have := []string{k.proxy, k.mode, r.proto, r.family()}
+	for _, w := range strings.Fields(condition) {
+		if !slices.Contains(have, w) {
+			return false
+		}
+	}
+	return true
+}
+
+// rows are the rows of paths.
+func rows(scenario, step string, paths []path) []row {
+	var out []row
+	for _, p := range paths {
+		families := []bool{false, true}
+		for _, proto := range strings.Fields(p.protos) {
+			only := families
+			if strings.HasSuffix(proto, "4") {
+				only = families[:1]
+			} else if strings.HasSuffix(proto, "6") {
+				only = families[1:]
+			}
+			for _, v6 := range only {
+				out = append(out, row{path: p, scenario: scenario, step: step, proto: strings.TrimRight(proto, "46"), v6: v6})
+			}
+		}
+	}
+	return out
+}
