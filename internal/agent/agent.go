@@ -47,7 +47,7 @@ const (
 	// saved catalogue to serve from.
 	apiBound = 10 * time.Second
 	// heapFloor is the heap, in bytes, below which garbage is not hurried for.
-	heapFloor = 24 << 20
+	heapFloor = 10 << 20
 	// sweepPeriod is how often dead pods are looked for.
 	sweepPeriod = 10 * time.Second
 	// stopBound is how long open queries may take at the end.
@@ -136,6 +136,8 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	// services work on it.
 	defer func() {
 		if err != nil && !hasWorked(cfg) {
+			fail(nil)
+			running.Wait() // who makes things has ended before they are removed
 			err = errors.Join(err, cleanup(cfg))
 		}
 	}()
@@ -264,7 +266,7 @@ func lock(cfg Config) (unlock func(), err error) {
 		f.Close()
 		return nil, fmt.Errorf("another agent runs on this node (it holds %s): stop it first", f.Name())
 	}
-	network, err := lockNetwork()
+	network, err := proxy.Lock()
 	if err != nil {
 		f.Close()
 		return nil, err
@@ -274,26 +276,11 @@ func lock(cfg Config) (unlock func(), err error) {
 
 // Alone says no if an agent works on this host, whatever its run directory.
 func Alone() error {
-	network, err := lockNetwork()
+	network, err := proxy.Lock()
 	if err != nil {
 		return err
 	}
 	return network.Close()
-}
-
-// lockNetwork locks this network namespace among agents: their tables, routes
-// and addresses have the same names, so two would undo each other's. The file
-// that stands for a namespace can be locked like any other.
-func lockNetwork() (*os.File, error) {
-	f, err := os.Open("/proc/self/ns/net")
-	if err != nil {
-		return nil, fmt.Errorf("lock the network namespace: %w; is /proc mounted?", err)
-	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		f.Close()
-		return nil, errors.New("another agent runs on this host, in the same network namespace (pgrep -af 'rutter agent' shows it): stop it first")
-	}
-	return f, nil
 }
 
 func (a *agent) wait(what string) { a.waiting.Store(&what) }

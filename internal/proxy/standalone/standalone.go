@@ -71,6 +71,11 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+	lock, err := await(ctx, o.Log)
+	if lock == nil {
+		return err
+	}
+	defer lock.Close()
 	Init(o)
 	oomScore(o)
 
@@ -119,6 +124,26 @@ func Run(ctx context.Context, o Options) error {
 		return cause
 	}
 	return nil
+}
+
+// await waits until no other proxy or agent works here: while a process is
+// replaced, the old one may end after the new one started. It returns nil, and
+// no error, when ctx is done.
+func await(ctx context.Context, log *slog.Logger) (*os.File, error) {
+	for told := false; ; told = true {
+		lock, err := proxy.Lock()
+		if err == nil {
+			return lock, nil
+		}
+		if !told {
+			log.Warn("waiting", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, nil
+		case <-time.After(time.Second):
+		}
+	}
 }
 
 // follow hands each change of the catalogue to the proxy.

@@ -64,8 +64,9 @@ type kind struct {
 	selector fields.Selector
 	store    *store
 
-	mu     sync.Mutex
-	status Status
+	mu      sync.Mutex
+	status  Status
+	watches int // opened so far: an old one that ends late says nothing of the present
 }
 
 // nodeField is what names the node in objects of which there are some per node.
@@ -202,11 +203,13 @@ func (s *Source) listWatch(k *kind) *cache.ListWatch {
 				k.status.Connected, k.status.Since = true, now
 			}
 			k.status.Error, k.status.LastEvent = "", now
+			k.watches++
+			number := k.watches
 			k.mu.Unlock()
 			if again {
 				s.cfg.Log.Info("API watch is back", "resource", k.resource)
 			}
-			return &observed{Interface: w, kind: k, done: make(chan struct{}), out: make(chan watch.Event)}, nil
+			return &observed{Interface: w, kind: k, number: number, done: make(chan struct{}), out: make(chan watch.Event)}, nil
 		},
 	}
 }
@@ -214,11 +217,12 @@ func (s *Source) listWatch(k *kind) *cache.ListWatch {
 // observed is a watch that keeps its kind's status.
 type observed struct {
 	watch.Interface
-	kind  *kind
-	start sync.Once
-	stop  sync.Once
-	done  chan struct{}
-	out   chan watch.Event
+	kind   *kind
+	number int
+	start  sync.Once
+	stop   sync.Once
+	done   chan struct{}
+	out    chan watch.Event
 }
 
 func (o *observed) Stop() {
@@ -246,8 +250,10 @@ func (o *observed) pump() {
 	// The server ends watches after some minutes; the reflector opens the next
 	// at once. If it cannot, failed says why.
 	o.kind.mu.Lock()
-	o.kind.status.Connected, o.kind.status.Since = false, time.Now()
-	o.kind.mu.Unlock()
+	defer o.kind.mu.Unlock()
+	if o.kind.watches == o.number {
+		o.kind.status.Connected, o.kind.status.Since = false, time.Now()
+	}
 }
 
 // store is the cache.ReflectorStore of one kind: convert, apply, forget.
