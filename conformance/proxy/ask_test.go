@@ -59,7 +59,8 @@ func (q question) dial() (flow, error) {
 	case "icmp":
 		return dialICMP(q)
 	}
-	d := net.Dialer{Timeout: q.wait}
+	// No keep-alive probes: a held flow is silent unless a row asks on it.
+	d := net.Dialer{Timeout: q.wait, KeepAlive: -1}
 	if q.local.IsValid() && q.proto == "tcp" {
 		d.LocalAddr = &net.TCPAddr{IP: q.local.AsSlice()}
 	} else if q.local.IsValid() {

@@ -51,10 +51,11 @@ func (s *space) serve(name string, addr netip.Addr, port int) error {
 	var tcp net.Listener
 	var udp *net.UDPConn
 	err := s.Do(func() (err error) {
-		if tcp, err = net.Listen("tcp", at.String()); err != nil {
+		config := net.ListenConfig{KeepAlive: -1} // as the clients
+		if tcp, err = config.Listen(context.Background(), "tcp", at.String()); err != nil {
 			return err
 		}
-		config := net.ListenConfig{Control: packetInfo}
+		config.Control = packetInfo
 		c, err := config.ListenPacket(context.Background(), "udp", at.String())
 		if err != nil {
 			return err
