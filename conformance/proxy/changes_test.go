@@ -393,7 +393,7 @@ var changes = []scenario{
 		paths: []path{ask("ca", both, "cluster", "a1(ca)")},
 		steps: []step{
 			{what: "one table deleted, and a while", act: removeTable, pause: 3 * syncPeriod, blind: true, paths: []path{
-				ask("ca", both, "cluster", "a1(ca)", but("kube-proxy 4", "r(ca)"), rutter("nftables 4", "a1(ca)", repair)),
+				ask("ca", both, "cluster", "a1(ca)", till("kube-proxy 4", "r(ca)"), rutter("nftables 4", "a1(ca)", repair)),
 			}},
 			{what: "a change of a service", paths: []path{ask("ca", both, "cluster", "a1(ca)")}},
 		}},
@@ -401,9 +401,9 @@ var changes = []scenario{
 		paths: []path{ask("ca", both, "cluster", "a1(ca)"), open("pod", "ca", both, "cluster", "a1(ca)")},
 		steps: []step{
 			{what: "nft flush ruleset, and a while", act: flush, pause: 3 * syncPeriod, blind: true, paths: []path{
-				again("pod", both, "a1(ca)", but("kube-proxy nftables tcp", "closed"), but("kube-proxy nftables udp", "r(ca)"), rutter("nftables", "a1(ca)", repair)),
-				ask("ca", both, "cluster", "a1(ca)", but("kube-proxy nftables", "r(ca)"), rutter("nftables", "a1(ca)", repair)),
-				ask("out", both, "vip", "a1(n1.gw)", but("kube-proxy nftables", "r(out)"), rutter("nftables", "a1(n1.gw)", repair)),
+				again("pod", both, "a1(ca)", till("kube-proxy nftables tcp", "closed"), till("kube-proxy nftables udp", "r(ca)"), rutter("nftables", "a1(ca)", repair)),
+				ask("ca", both, "cluster", "a1(ca)", till("kube-proxy nftables", "r(ca)"), rutter("nftables", "a1(ca)", repair)),
+				ask("out", both, "vip", "a1(n1.gw)", till("kube-proxy nftables", "r(out)"), rutter("nftables", "a1(n1.gw)", repair)),
 			}},
 			{what: "a change of a service", paths: []path{
 				ask("ca", both, "cluster", "a1(ca)"),
@@ -415,8 +415,8 @@ var changes = []scenario{
 		steps: []step{
 			{what: "a service with the longest names, and b1 in the place of a1", also: createLong, endpoints: "b1",
 				pause: 3 * syncPeriod, blind: true, paths: []path{
-					ask("ca", both, "cluster", "b1(ca)", but("kube-proxy nftables", "a1(ca)"), rutter("nftables", "b1(ca)", longNames)),
-					ask("ca", both, "long/cluster", "refused", but("kube-proxy nftables", "silence"), rutter("nftables", "refused", longNames)),
+					ask("ca", both, "cluster", "b1(ca)", till("kube-proxy nftables", "a1(ca)"), rutter("nftables", "b1(ca)", longNames)),
+					ask("ca", both, "long/cluster", "refused", till("kube-proxy nftables", "silence"), rutter("nftables", "refused", longNames)),
 				}},
 			{what: "that service deleted", also: removeLong, paths: []path{ask("ca", both, "cluster", "b1(ca)")}},
 		}},

@@ -311,7 +311,7 @@ func (r *runner) report() {
 				if *learning {
 					t.Logf("%-22s %s", res.kind, res.seen)
 				}
-				if res.seen != want {
+				if !res.accepts(res.kind, res.seen) {
 					t.Errorf("%s: seen %q, want %q%s\n%s", res.kind, res.seen, want, why(deviation), res.detail)
 				}
 			}
