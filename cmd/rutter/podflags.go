@@ -13,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
+	"github.com/rutter-project/rutter/internal/agent"
 	"github.com/rutter-project/rutter/internal/kubeapi"
 	"github.com/rutter-project/rutter/internal/node/pod"
 	"github.com/rutter-project/rutter/internal/node/sandbox"
@@ -31,7 +32,7 @@ type job struct {
 
 func (j *job) register(f *pflag.FlagSet) {
 	f.StringVar(&j.Kubeconfig, "kubeconfig", "", "kubeconfig of the API server (default $KUBECONFIG, else agent.kubeconfig in --run-dir)")
-	f.StringVar(&j.RunDir, "run-dir", defaultRunDir, "directory for sockets, locks and the state of pods")
+	f.StringVar(&j.RunDir, "run-dir", agent.DefaultRunDir, "directory for sockets, locks and the state of pods")
 	f.StringVar(&j.NodeName, "node-name", "", "name of this node (default: what the agent here says, else the host name)")
 	f.StringSliceVar(&j.podCIDRs, "pod-cidr", nil, "ranges to take the pod's addresses from, one per family (default: what the Node object says)")
 

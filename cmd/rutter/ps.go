@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 	"k8s.io/apimachinery/pkg/util/duration"
 
+	"github.com/rutter-project/rutter/internal/agent"
 	"github.com/rutter-project/rutter/internal/node/pod"
 	"github.com/rutter-project/rutter/internal/node/sandbox"
 )
@@ -56,7 +57,7 @@ that have ended and were not stopped yet. It asks the node, not the API.`,
 			return w.Flush()
 		},
 	}
-	cmd.Flags().StringVar(&runDir, "run-dir", defaultRunDir, "directory for sockets, locks and the state of pods")
+	cmd.Flags().StringVar(&runDir, "run-dir", agent.DefaultRunDir, "directory for sockets, locks and the state of pods")
 	cmd.Flags().StringVarP(&output, "output", "o", "", "json, or nothing for a table")
 	return cmd
 }

@@ -12,13 +12,12 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/rutter-project/rutter/internal/agent"
 	"github.com/rutter-project/rutter/internal/kubeapi"
 	"github.com/rutter-project/rutter/internal/node/pod"
 	"github.com/rutter-project/rutter/internal/node/sandbox"
 	"github.com/rutter-project/rutter/internal/node/terminal"
 )
-
-const defaultRunDir = "/run/rutter"
 
 func newRunCommand() *cobra.Command {
 	var (
@@ -193,7 +192,7 @@ func progressTo(w io.Writer) func(string) {
 type onThisNode struct{ runDir, namespace string }
 
 func (o *onThisNode) register(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&o.runDir, "run-dir", defaultRunDir, "directory for sockets, locks and the state of pods")
+	cmd.Flags().StringVar(&o.runDir, "run-dir", agent.DefaultRunDir, "directory for sockets, locks and the state of pods")
 	cmd.Flags().StringVarP(&o.namespace, "namespace", "n", "default", "namespace of the pod")
 }
 

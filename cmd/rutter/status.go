@@ -15,7 +15,7 @@ import (
 )
 
 func newStatusCommand() *cobra.Command {
-	runDir, output := agent.DefaultConfig().RunDir, ""
+	runDir, output := agent.DefaultRunDir, ""
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show how this node's agent is doing",

@@ -41,10 +41,13 @@ type Config struct {
 	Log      *slog.Logger
 }
 
+// DefaultRunDir is where all commands look unless told otherwise.
+const DefaultRunDir = "/run/rutter"
+
 // DefaultConfig has the conventional ranges and addresses of a cluster.
 func DefaultConfig() Config {
 	return Config{
-		RunDir:        "/run/rutter",
+		RunDir:        DefaultRunDir,
 		DataDir:       "/var/lib/rutter",
 		ClusterDomain: "cluster.local",
 		NodeLocalDNS:  netip.MustParseAddr("169.254.20.10"),

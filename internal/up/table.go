@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/rutter-project/rutter/internal/agent"
 	"github.com/rutter-project/rutter/internal/kubeapi"
 )
 
@@ -88,7 +89,7 @@ func (u *Up) printHints() {
 		self = rel
 	}
 	run := self + " run"
-	if u.cfg.RunDir != DefaultRunDir {
+	if u.cfg.RunDir != agent.DefaultRunDir {
 		run += " --run-dir " + u.cfg.RunDir
 	}
 	fmt.Fprintf(u.cfg.Out, `
@@ -123,6 +124,3 @@ func relative(path string) (string, error) {
 	}
 	return rel, nil
 }
-
-// DefaultRunDir is where all commands look unless told otherwise.
-const DefaultRunDir = "/run/rutter"
