@@ -5,7 +5,7 @@ import (
 	"time"
 
 	"github.com/rutter-project/rutter/internal/catalog"
-	"github.com/rutter-project/rutter/internal/proxy/nftables"
+	"github.com/rutter-project/rutter/internal/proxy/dataplane"
 	"github.com/rutter-project/rutter/internal/proxy/plan"
 )
 
@@ -28,7 +28,7 @@ func (c *count) add(o count, by int) {
 }
 
 // settle records what became of the plans.
-func (p *Proxy) settle(plans []plan.Service, refused []nftables.Refusal) {
+func (p *Proxy) settle(plans []plan.Service, refused []dataplane.Refusal) {
 	for i := range plans {
 		s := &plans[i]
 		p.total.add(p.counts[s.Name], -1)

@@ -22,6 +22,8 @@ type Config struct {
 	Node string
 	// NodeIPs stand in for the Node object's addresses, at most one per family.
 	NodeIPs []netip.Addr
+	// Mode is one of the modes; empty: the best that this host can do.
+	Mode string
 	// IPv4 and IPv6 are the families to program. Neither: those that this host
 	// has.
 	IPv4, IPv6 bool

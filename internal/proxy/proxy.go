@@ -2,8 +2,8 @@
 // equal to what the catalogue says about services.
 //
 // Data goes one way: the catalogue's changes name services, package plan
-// decides what this node must hold for each, package nftables makes the kernel
-// hold it.
+// decides what this node must hold for each, a dataplane makes the kernel hold
+// it: packages nftables, … (mode.go).
 package proxy
 
 import (
@@ -22,8 +22,8 @@ import (
 
 	"github.com/rutter-project/rutter/internal/catalog"
 	"github.com/rutter-project/rutter/internal/proxy/conntrack"
+	"github.com/rutter-project/rutter/internal/proxy/dataplane"
 	"github.com/rutter-project/rutter/internal/proxy/healthcheck"
-	"github.com/rutter-project/rutter/internal/proxy/nftables"
 	"github.com/rutter-project/rutter/internal/proxy/plan"
 )
 
@@ -46,11 +46,14 @@ type Proxy struct {
 	waitingSince time.Time // zero when nothing waits to be programmed
 	updated      time.Time
 
-	loops sync.WaitGroup
-	stop  context.CancelFunc
+	loops  sync.WaitGroup
+	upkeep context.Context // of the loops
+	stop   context.CancelFunc
+	others sync.Once // that retired the other modes
 
 	mu           sync.Mutex
-	data         *nftables.Dataplane // nil before Start and after Close
+	mode         mode
+	data         dataplane.Dataplane // nil before Start and after Close
 	host         *netlink.Handle     // interfaces and addresses of the namespace
 	nodeFacts    plan.Node
 	rulesNow     plan.Rules
@@ -123,10 +126,13 @@ func (p *Proxy) Start(ctx context.Context) error {
 		return fmt.Errorf("proxy: %w", err)
 	}
 	p.rulesNow = rules
-	data, err := nftables.Open(nftables.Config{
+	if p.mode, err = selectMode(p.cfg.Mode, p.log); err != nil {
+		return err
+	}
+	data, err := p.mode.open(dataplane.Config{
 		Rules: rules, MasqueradeBit: *p.cfg.MasqueradeBit, IPv4: p.cfg.IPv4, IPv6: p.cfg.IPv6,
 		Counters: !p.cfg.NoCounters, CountBytes: p.cfg.CountBytes, Logger: p.log,
-	})
+	}, &p.cfg)
 	if err != nil {
 		return err
 	}
@@ -155,6 +161,7 @@ func (p *Proxy) Start(ctx context.Context) error {
 	// Addresses that come later matter only where some are picked out.
 	var addrs chan netlink.AddrUpdate
 	ctx, p.stop = context.WithCancel(ctx)
+	p.upkeep = ctx
 	if rules.NodePortAddrs != nil && !slices.Equal(p.cfg.NodePortAddresses, []string{"primary"}) {
 		addrs = make(chan netlink.AddrUpdate, 16)
 		if err := netlink.AddrSubscribe(addrs, ctx.Done()); err != nil {
@@ -179,10 +186,11 @@ func (p *Proxy) Start(ctx context.Context) error {
 
 // Close ends the upkeep. The kernel's tables stay and go on working.
 func (p *Proxy) Close() error {
-	if p.stop == nil {
-		return nil
+	p.mu.Lock()
+	if p.stop != nil {
+		p.stop() // under the lock: retireOthers adds to the loops
 	}
-	p.stop()
+	p.mu.Unlock()
 	p.loops.Wait()
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -195,10 +203,6 @@ func (p *Proxy) Close() error {
 	p.data = nil
 	return err
 }
-
-// Cleanup removes everything that any Proxy put into the kernel, in the
-// present network namespace.
-func Cleanup() error { return nftables.Cleanup() }
 
 // Apply brings the kernel up to date with the changed services, and returns
 // when it confirmed. A service that the kernel refuses does not keep the others
@@ -314,6 +318,7 @@ func (p *Proxy) adopt(ctx context.Context) error {
 		return err
 	}
 	p.adopted, p.lastApply = true, time.Now()
+	p.others.Do(func() { p.retireOthers(p.upkeep) })
 	p.flows.orphans = true
 	p.cleanFlows()
 	p.metrics.full.observe(p.cfg, time.Since(start))

@@ -10,7 +10,7 @@ import (
 
 // Status is what the proxy is doing.
 type Status struct {
-	Mode string // nftables
+	Mode string // one of the modes; empty before Start
 	// Adopted tells that the kernel holds what the catalogue says.
 	Adopted                    bool
 	Services, Ports, Endpoints int
@@ -40,7 +40,7 @@ func (p *Proxy) Status() Status {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s := Status{
-		Mode: "nftables", Adopted: p.adopted, LastApply: p.lastApply, Repairs: p.repairs,
+		Mode: p.mode.name, Adopted: p.adopted, LastApply: p.lastApply, Repairs: p.repairs,
 		Services: p.total.services, Ports: p.total.ports, Endpoints: p.total.endpoints,
 	}
 	if p.lastErr != nil {

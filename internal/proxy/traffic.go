@@ -10,7 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/rutter-project/rutter/internal/catalog"
-	"github.com/rutter-project/rutter/internal/proxy/nftables"
+	"github.com/rutter-project/rutter/internal/proxy/dataplane"
 )
 
 // Traffic is what went to a service.
@@ -34,7 +34,7 @@ type EndpointTraffic struct {
 // service never go back while it exists.
 type traffic struct {
 	mu   sync.Mutex
-	last map[nftables.Flow]nftables.Count
+	last map[dataplane.Flow]dataplane.Count
 	sums map[catalog.ServiceName]map[endpointKey]*EndpointTraffic
 	read time.Time
 }

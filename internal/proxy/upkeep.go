@@ -7,7 +7,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	"github.com/rutter-project/rutter/internal/proxy/nftables"
+	"github.com/rutter-project/rutter/internal/proxy/dataplane"
 )
 
 // What happens without a change of the catalogue: the node's DNS server is
@@ -90,13 +90,13 @@ func (p *Proxy) locked(f func() error, failed string) {
 }
 
 // watch repairs our tables when somebody else changes them.
-func (p *Proxy) watch(ctx context.Context, monitor *nftables.Monitor) {
+func (p *Proxy) watch(ctx context.Context, monitor dataplane.Monitor) {
 	defer p.loops.Done()
-	notices := make(chan nftables.Intrusion, 1)
+	notices := make(chan dataplane.Intrusion, 1)
 	stopped := make(chan struct{})
 	go func() {
 		defer close(stopped)
-		err := monitor.Run(func(i nftables.Intrusion) {
+		err := monitor.Run(func(i dataplane.Intrusion) {
 			select {
 			case notices <- i:
 			default: // one is waiting
@@ -131,7 +131,7 @@ func (p *Proxy) watch(ctx context.Context, monitor *nftables.Monitor) {
 	}
 }
 
-func (p *Proxy) repair(ctx context.Context, i nftables.Intrusion) error {
+func (p *Proxy) repair(ctx context.Context, i dataplane.Intrusion) error {
 	p.metrics.repairs.Inc()
 	p.repairs++
 	p.log.Warn("another program changed our tables; they are repaired", "process", i.Process, "pid", i.PID)

@@ -20,11 +20,14 @@ func (c *Config) Proxy() proxy.Config {
 		NodePortAddresses: c.NodePortAddresses,
 		SyncPeriod:        period.Value(),
 	}
+	if slices.Contains(proxy.Modes(), c.Mode) {
+		out.Mode = c.Mode
+	}
 	if len(out.NodePortAddresses) == 0 {
 		// In the modes where nothing means everywhere.
 		out.NodePortAddresses = []string{"0.0.0.0/0", "::/0"}
 	}
-	if c.Mode == ModeIPTables && *c.IPTables.LocalhostNodePorts {
+	if (c.Mode == ModeIPTables || c.Mode == "") && *c.IPTables.LocalhostNodePorts {
 		out.LocalhostNodePorts = slices.ContainsFunc(out.NodePortAddresses, func(s string) bool {
 			p, err := netip.ParsePrefix(s)
 			return err == nil && p.Contains(netip.AddrFrom4([4]byte{127, 0, 0, 1}))

@@ -6,7 +6,11 @@
 // makes of it what package proxy understands.
 package config
 
-import "time"
+import (
+	"time"
+
+	"github.com/rutter-project/rutter/internal/proxy"
+)
 
 // The identity of the configuration format.
 const (
@@ -132,9 +136,10 @@ type Winkernel struct {
 
 // The modes.
 const (
-	ModeIPTables = "iptables"
-	ModeIPVS     = "ipvs"
-	ModeNFTables = "nftables"
+	ModeIPTables  = proxy.ModeIPTables
+	ModeIPVS      = proxy.ModeIPVS
+	ModeNFTables  = proxy.ModeNFTables
+	ModeUserspace = proxy.ModeUserspace
 )
 
 // The modes of telling local pods from other sources.
@@ -203,9 +208,10 @@ func (c *Config) Default() {
 	pointer(&c.Conntrack.TCPCloseWaitTimeout, "1h0m0s")
 }
 
-// Complete fills in what depends on the platform, after file and flags.
+// Complete fills in what depends on the platform, after file and flags. A mode
+// that is not given stays so: the options are those of iptables, as with
+// kube-proxy, and the dataplane is the best that the host can do.
 func (c *Config) Complete() {
-	fill(&c.Mode, ModeIPTables)
 	fill(&c.DetectLocalMode, LocalByClusterCIDR)
 	if c.Mode == ModeNFTables && len(c.NodePortAddresses) == 0 {
 		c.NodePortAddresses = []string{"primary"}

@@ -12,6 +12,8 @@ import (
 
 	"sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
+
+	"github.com/rutter-project/rutter/internal/proxy"
 )
 
 // Load reads a file. Unknown and repeated fields are no errors but warnings, as
@@ -115,7 +117,7 @@ func withPort(s, host, port string) string {
 // warnings of a legal configuration that does not do what it looks like.
 func (c *Config) Warnings() []string {
 	var w []string
-	if c.Mode != ModeNFTables {
+	if c.Mode != "" && !slices.Contains(proxy.Modes(), c.Mode) {
 		w = append(w, fmt.Sprintf("mode is %s: services are programmed with nftables in its place, which needs nothing else", c.Mode))
 	}
 	if c.DetectLocalMode == LocalByClusterCIDR && c.ClusterCIDR == "" {

@@ -20,7 +20,9 @@ func (c *Config) Validate() error {
 	}
 	v.hostPort("healthzBindAddress", c.HealthzBindAddress)
 	v.hostPort("metricsBindAddress", c.MetricsBindAddress)
-	v.oneOf("mode", c.Mode, ModeIPTables, ModeIPVS, ModeNFTables)
+	if c.Mode != "" {
+		v.oneOf("mode", c.Mode, ModeIPTables, ModeIPVS, ModeNFTables)
+	}
 	v.oneOf("detectLocalMode", c.DetectLocalMode, LocalByClusterCIDR, LocalByNodeCIDR, LocalByBridge, LocalByPrefix)
 	switch c.DetectLocalMode {
 	case LocalByBridge:

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rutter-project/rutter/internal/catalog"
+	"github.com/rutter-project/rutter/internal/proxy/dataplane"
 	"github.com/rutter-project/rutter/internal/proxy/nfnetlink"
 	"github.com/rutter-project/rutter/internal/proxy/plan"
 )
@@ -23,7 +24,7 @@ type found [setCount]map[string]string
 
 // adopt makes the table hold these services and nothing else, touching only
 // what differs from what the kernel holds, whoever put it there.
-func (t *table) adopt(ctx context.Context, want []plan.Service) ([]Refusal, error) {
+func (t *table) adopt(ctx context.Context, want []plan.Service) ([]dataplane.Refusal, error) {
 	// Whoever took something away may have taken more than elements.
 	if err := t.open(); err != nil {
 		return nil, err
@@ -45,7 +46,7 @@ func (t *table) adopt(ctx context.Context, want []plan.Service) ([]Refusal, erro
 	t.b.reset()
 	// Part by part, so that the memory it takes does not grow with the cluster.
 	var changes []change
-	var refused []Refusal
+	var refused []dataplane.Refusal
 	flush := func() error {
 		r, err := t.run(ctx, changes)
 		refused = append(refused, r...)

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/rutter-project/rutter/internal/catalog"
+	"github.com/rutter-project/rutter/internal/proxy/dataplane"
 	"github.com/rutter-project/rutter/internal/proxy/plan"
 	"github.com/rutter-project/rutter/internal/proxy/testnet"
 )
@@ -40,7 +41,7 @@ func openBench(b *testing.B, s *testnet.Space) (d *Dataplane) {
 	b.Helper()
 	s.Do(func() {
 		var err error
-		d, err = Open(Config{IPv4: true, MasqueradeBit: 14, Logger: slog.New(slog.DiscardHandler)})
+		d, err = Open(dataplane.Config{IPv4: true, MasqueradeBit: 14, Logger: slog.New(slog.DiscardHandler)})
 		if err != nil {
 			b.Fatal(err)
 		}

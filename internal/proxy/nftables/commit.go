@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/rutter-project/rutter/internal/proxy/dataplane"
 	"github.com/rutter-project/rutter/internal/proxy/nfnetlink"
 )
 
@@ -27,7 +28,7 @@ func (c *change) size() int {
 
 // commit carries out changes in one transaction. If the kernel refuses it the
 // changes are split, until those at fault stand alone.
-func (t *table) commit(changes []change) ([]Refusal, error) {
+func (t *table) commit(changes []change) ([]dataplane.Refusal, error) {
 	size := 0
 	for i := range changes {
 		size += changes[i].size()
@@ -51,7 +52,7 @@ func (t *table) commit(changes []change) ([]Refusal, error) {
 		return nil, err
 	case len(changes) == 1:
 		t.freeNumbers(changes[0].new, changes[0].old)
-		return []Refusal{{changes[0].name, err}}, nil
+		return []dataplane.Refusal{{Service: changes[0].name, Err: err}}, nil
 	}
 	half := len(changes) / 2
 	first, err := t.commit(changes[:half])

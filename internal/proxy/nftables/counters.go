@@ -3,38 +3,24 @@ package nftables
 import (
 	"encoding/binary"
 	"fmt"
-	"net/netip"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/rutter-project/rutter/internal/catalog"
+	"github.com/rutter-project/rutter/internal/proxy/dataplane"
 	"github.com/rutter-project/rutter/internal/proxy/nfnetlink"
 )
 
-// Flow is what went through a front end to an endpoint.
-type Flow struct {
-	// Front is what clients sent to: for a node port, the node's address.
-	Front    netip.AddrPort
-	Protocol catalog.Protocol
-	Endpoint netip.AddrPort
-}
-
-// Count is how much it was. It begins anew when nothing came for a day.
-type Count struct {
-	Connections uint64
-	// Packets and Bytes are of both directions, 0 unless bytes are counted.
-	Packets, Bytes uint64
-}
-
-// Counters returns what was counted, by flow.
-func (d *Dataplane) Counters() (map[Flow]Count, error) {
-	counts := make(map[Flow]Count)
-	_, err := d.each(func(t *table) ([]Refusal, error) {
+// Counters returns what was counted, by flow. A flow's count begins anew when
+// nothing came for a day.
+func (d *Dataplane) Counters() (map[dataplane.Flow]dataplane.Count, error) {
+	counts := make(map[dataplane.Flow]dataplane.Count)
+	_, err := d.each(func(t *table) ([]dataplane.Refusal, error) {
 		for _, set := range []setID{setConnections, setTraffic} {
 			if !t.rules.made(set) {
 				continue
 			}
-			err := t.counters(set, func(f Flow, packets, bytes uint64) {
+			err := t.counters(set, func(f dataplane.Flow, packets, bytes uint64) {
 				c := counts[f]
 				if set == setConnections {
 					c.Connections = packets
@@ -52,7 +38,7 @@ func (d *Dataplane) Counters() (map[Flow]Count, error) {
 	return counts, err
 }
 
-func (t *table) counters(set setID, yield func(f Flow, packets, bytes uint64)) error {
+func (t *table) counters(set setID, yield func(f dataplane.Flow, packets, bytes uint64)) error {
 	attrs := nfnetlink.AppendString(nil, unix.NFTA_SET_ELEM_LIST_TABLE, tableName)
 	attrs = nfnetlink.AppendString(attrs, unix.NFTA_SET_ELEM_LIST_SET, t.rules.sets[set].name)
 	// A listing that is repeated sets the same flows again.
@@ -72,7 +58,7 @@ func (t *table) counters(set setID, yield func(f Flow, packets, bytes uint64)) e
 	})
 }
 
-func parseFlow(key string, v6 bool) (f Flow, ok bool) {
+func parseFlow(key string, v6 bool) (f dataplane.Flow, ok bool) {
 	a := 4
 	if v6 {
 		a = 16

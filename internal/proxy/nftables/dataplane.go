@@ -12,28 +12,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/rutter-project/rutter/internal/proxy/dataplane"
 	"github.com/rutter-project/rutter/internal/proxy/nfnetlink"
 	"github.com/rutter-project/rutter/internal/proxy/plan"
 )
-
-// Config is what a dataplane is opened with.
-type Config struct {
-	Rules plan.Rules
-	// MasqueradeBit is the bit of the packet mark that tells which packets to
-	// masquerade: 0 to 31.
-	MasqueradeBit uint
-	IPv4, IPv6    bool // at least one
-	// Counters counts connections by front end and endpoint, at the cost of a
-	// set lookup per connection. CountBytes counts bytes, at one per packet.
-	Counters, CountBytes bool
-	Logger               *slog.Logger
-}
 
 // Dataplane holds plans in the kernel's tables of the network namespace it was
 // opened in. Its methods may be called by several goroutines.
@@ -45,7 +32,7 @@ type Dataplane struct {
 
 // Open connects to the kernel and makes the tables, without services, unless
 // they exist; then they are left working as they are until Adopt.
-func Open(cfg Config) (*Dataplane, error) {
+func Open(cfg dataplane.Config) (*Dataplane, error) {
 	c, err := nfnetlink.Dial()
 	if err != nil {
 		return nil, explain(err)
@@ -106,34 +93,34 @@ func (d *Dataplane) Close() error {
 // differs. Services that the kernel refuses are returned, the others are in
 // place. After an error the kernel holds what it held before, or a part of the
 // way: Adopt is to be called again.
-func (d *Dataplane) Adopt(ctx context.Context, services []plan.Service) ([]Refusal, error) {
-	return d.each(func(t *table) ([]Refusal, error) { return t.adopt(ctx, services) })
+func (d *Dataplane) Adopt(ctx context.Context, services []plan.Service) ([]dataplane.Refusal, error) {
+	return d.each(func(t *table) ([]dataplane.Refusal, error) { return t.adopt(ctx, services) })
 }
 
 // Apply makes the kernel hold these services as planned; a plan without ports
 // removes the service. Others are not touched. As to refusals and errors it is
 // like Adopt.
-func (d *Dataplane) Apply(ctx context.Context, services []plan.Service) ([]Refusal, error) {
-	return d.each(func(t *table) ([]Refusal, error) { return t.apply(ctx, services) })
+func (d *Dataplane) Apply(ctx context.Context, services []plan.Service) ([]dataplane.Refusal, error) {
+	return d.each(func(t *table) ([]dataplane.Refusal, error) { return t.apply(ctx, services) })
 }
 
 // Sweep removes what past changes left unused.
 func (d *Dataplane) Sweep() error {
-	_, err := d.each(func(t *table) ([]Refusal, error) { return nil, t.sweep() })
+	_, err := d.each(func(t *table) ([]dataplane.Refusal, error) { return nil, t.sweep() })
 	return err
 }
 
 // KeepNodeDNS makes queries to Rules.NodeDNS stay on this node for d more;
 // with 0 they go to the endpoints of the service at once.
 func (d *Dataplane) KeepNodeDNS(timeout time.Duration) error {
-	_, err := d.each(func(t *table) ([]Refusal, error) { return nil, t.keepDNS(timeout) })
+	_, err := d.each(func(t *table) ([]dataplane.Refusal, error) { return nil, t.keepDNS(timeout) })
 	return err
 }
 
-func (d *Dataplane) each(f func(*table) ([]Refusal, error)) ([]Refusal, error) {
+func (d *Dataplane) each(f func(*table) ([]dataplane.Refusal, error)) ([]dataplane.Refusal, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	var all []Refusal
+	var all []dataplane.Refusal
 	var errs []error
 	for _, t := range d.tables {
 		refused, err := f(t)
@@ -166,7 +153,7 @@ func Cleanup() error {
 // SetRules puts other rules into force. The sets of services are as they were:
 // Adopt is to be called next.
 func (d *Dataplane) SetRules(r plan.Rules) error {
-	_, err := d.each(func(t *table) ([]Refusal, error) {
+	_, err := d.each(func(t *table) ([]dataplane.Refusal, error) {
 		t.rules.plan = r
 		return nil, t.skeleton()
 	})

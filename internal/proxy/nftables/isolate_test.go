@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/rutter-project/rutter/internal/catalog"
+	"github.com/rutter-project/rutter/internal/proxy/dataplane"
 	"github.com/rutter-project/rutter/internal/proxy/plan"
 	"github.com/rutter-project/rutter/internal/proxy/testnet"
 )
@@ -30,9 +31,9 @@ func TestRefusal(t *testing.T) {
 	bad := services[23].Name
 	services[23] = refusable(services[23])
 	ctx := context.Background()
-	for what, program := range map[string]func() ([]Refusal, error){
-		"at the start": func() ([]Refusal, error) { return d.Adopt(ctx, services) },
-		"as a change":  func() ([]Refusal, error) { return d.Apply(ctx, services) },
+	for what, program := range map[string]func() ([]dataplane.Refusal, error){
+		"at the start": func() ([]dataplane.Refusal, error) { return d.Adopt(ctx, services) },
+		"as a change":  func() ([]dataplane.Refusal, error) { return d.Apply(ctx, services) },
 	} {
 		if _, err := d.Adopt(ctx, nil); err != nil {
 			t.Fatal(err)

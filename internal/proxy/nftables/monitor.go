@@ -7,22 +7,15 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/rutter-project/rutter/internal/proxy/dataplane"
 	"github.com/rutter-project/rutter/internal/proxy/nfnetlink"
 )
-
-// Intrusion is a change of our tables by somebody else.
-type Intrusion struct {
-	// PID and Process name who did it, as the kernel tells; 0 and empty if it
-	// did not, or if notices were lost.
-	PID     int
-	Process string
-}
 
 // Monitor tells of changes of our tables that are not ours.
 type Monitor struct{ conn *nfnetlink.Conn }
 
 // Monitor begins to listen. What happens from now on is not missed.
-func (d *Dataplane) Monitor() (*Monitor, error) {
+func (d *Dataplane) Monitor() (dataplane.Monitor, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	c, err := nfnetlink.Dial()
@@ -49,7 +42,7 @@ func (d *Dataplane) Monitor() (*Monitor, error) {
 
 // Run calls notify for each transaction of others that touched our tables,
 // until Close.
-func (m *Monitor) Run(notify func(Intrusion)) error {
+func (m *Monitor) Run(notify func(dataplane.Intrusion)) error {
 	touched := false
 	for {
 		err := m.conn.Receive(func(typ uint16, _ uint32, p []byte) error {
@@ -73,7 +66,7 @@ func (m *Monitor) Run(notify func(Intrusion)) error {
 		case errors.Is(err, nfnetlink.ErrClosed):
 			return nil
 		case errors.Is(err, nfnetlink.ErrUnknown):
-			notify(Intrusion{}) // notices were lost
+			notify(dataplane.Intrusion{}) // notices were lost
 		case err != nil:
 			return fmt.Errorf("nftables: watch for changes by others: %w", err)
 		}
@@ -94,7 +87,7 @@ func tableOf(attrs []byte) (name string) {
 	return name
 }
 
-func parseGeneration(attrs []byte) (i Intrusion) {
+func parseGeneration(attrs []byte) (i dataplane.Intrusion) {
 	nfnetlink.Attributes(attrs, func(typ uint16, v []byte) {
 		switch {
 		case typ == nftaGenProcPID && len(v) == 4:

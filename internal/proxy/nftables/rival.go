@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/rutter-project/rutter/internal/proxy/dataplane"
 	"github.com/rutter-project/rutter/internal/proxy/nfnetlink"
 )
 
@@ -14,7 +15,7 @@ import (
 // are not ours to remove.
 func (d *Dataplane) Rivals() ([]string, error) {
 	var found []string
-	_, err := d.each(func(t *table) ([]Refusal, error) {
+	_, err := d.each(func(t *table) ([]dataplane.Refusal, error) {
 		var names []string
 		err := t.conn.Dump(t.fam, subsystem|unix.NFT_MSG_GETCHAIN, nil, func() { names = nil }, func(b []byte) {
 			var table, chain string

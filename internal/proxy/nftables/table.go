@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rutter-project/rutter/internal/catalog"
+	"github.com/rutter-project/rutter/internal/proxy/dataplane"
 	"github.com/rutter-project/rutter/internal/proxy/nfnetlink"
 	"github.com/rutter-project/rutter/internal/proxy/plan"
 )
@@ -36,7 +37,7 @@ type table struct {
 	key, data []byte // of an element that is compared
 }
 
-func newTable(c *nfnetlink.Conn, v6 bool, cfg *Config) *table {
+func newTable(c *nfnetlink.Conn, v6 bool, cfg *dataplane.Config) *table {
 	t := &table{
 		conn:       c,
 		rules:      rules{v6: v6, r: registersOf(v6), sets: setSpecs(v6), plan: cfg.Rules, mark: 1 << cfg.MasqueradeBit, counters: cfg.Counters, bytes: cfg.CountBytes},
@@ -191,15 +192,9 @@ func (s *service) needs(missing map[spread]error) (err error) {
 	return err
 }
 
-// Refusal is a service that the kernel would not take.
-type Refusal struct {
-	Service catalog.ServiceName
-	Err     error
-}
-
 // apply makes the kernel hold the services as planned. Each replaces what its
 // name had before.
-func (t *table) apply(ctx context.Context, want []plan.Service) ([]Refusal, error) {
+func (t *table) apply(ctx context.Context, want []plan.Service) ([]dataplane.Refusal, error) {
 	t.b.reset()
 	changes := make([]change, 0, len(want))
 	for i := range want {
@@ -222,18 +217,18 @@ func order(c change) int {
 }
 
 // run carries changes out in transactions of bounded size.
-func (t *table) run(ctx context.Context, changes []change) ([]Refusal, error) {
+func (t *table) run(ctx context.Context, changes []change) ([]dataplane.Refusal, error) {
 	missing, err := t.makeSpreads()
 	if err != nil {
 		return nil, err
 	}
-	var refused []Refusal
+	var refused []dataplane.Refusal
 	if len(missing) > 0 {
 		changes = slices.DeleteFunc(changes, func(c change) bool {
 			err := c.new.needs(missing)
 			if err != nil {
 				t.freeNumbers(c.new, c.old)
-				refused = append(refused, Refusal{c.name, err})
+				refused = append(refused, dataplane.Refusal{Service: c.name, Err: err})
 			}
 			return err != nil
 		})

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rutter-project/rutter/internal/catalog"
+	"github.com/rutter-project/rutter/internal/proxy/dataplane"
 	"github.com/rutter-project/rutter/internal/proxy/nfnetlink"
 	"github.com/rutter-project/rutter/internal/proxy/plan"
 	"github.com/rutter-project/rutter/internal/proxy/testnet"
@@ -36,7 +37,7 @@ func openWalk(t *testing.T, s *testnet.Space) (d *Dataplane) {
 	t.Helper()
 	s.Do(func() {
 		var err error
-		if d, err = Open(Config{Rules: walkRules, IPv4: true, IPv6: true, MasqueradeBit: 14, Logger: slog.New(slog.DiscardHandler)}); err != nil {
+		if d, err = Open(dataplane.Config{Rules: walkRules, IPv4: true, IPv6: true, MasqueradeBit: 14, Logger: slog.New(slog.DiscardHandler)}); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -137,7 +138,7 @@ func TestRandomWalk(t *testing.T) {
 	for i := range now {
 		now[i] = planner.Service(catalog.ServiceName{Namespace: "walk", Name: fmt.Sprint("s", i)}, &catalog.Entry{})
 	}
-	must := func(refused []Refusal, err error) {
+	must := func(refused []dataplane.Refusal, err error) {
 		t.Helper()
 		if err != nil || len(refused) > 0 {
 			t.Fatal(refused, err)

@@ -26,7 +26,7 @@ func Serve(ctx context.Context, loops *sync.WaitGroup, o Options, p *proxy.Proxy
 		handler         http.Handler
 	}{
 		{o.Config.HealthzBindAddress, "FailedToStartProxierHealthcheck", p.Healthz()},
-		{o.Config.MetricsBindAddress, "FailedToStartMetricServer", metricsHandler(o, registry)},
+		{o.Config.MetricsBindAddress, "FailedToStartMetricServer", metricsHandler(o, func() string { return p.Status().Mode }, registry)},
 	} {
 		if s.address == "" {
 			continue
@@ -61,7 +61,7 @@ func Serve(ctx context.Context, loops *sync.WaitGroup, o Options, p *proxy.Proxy
 }
 
 // metricsHandler answers on port 10249.
-func metricsHandler(o Options, registry *prometheus.Registry) http.Handler {
+func metricsHandler(o Options, mode func() string, registry *prometheus.Registry) http.Handler {
 	mux := http.NewServeMux()
 	text := func(s string) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) {
@@ -72,7 +72,7 @@ func metricsHandler(o Options, registry *prometheus.Registry) http.Handler {
 	}
 	mux.HandleFunc("/healthz", text("ok"))
 	mux.HandleFunc("/healthz/{check}", text("ok"))
-	mux.HandleFunc("/proxyMode", text("nftables"))
+	mux.HandleFunc("/proxyMode", func(w http.ResponseWriter, r *http.Request) { text(mode())(w, r) })
 	mux.Handle("/metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
 	mux.HandleFunc("/configz", func(w http.ResponseWriter, _ *http.Request) {
 		body, err := json.Marshal(map[string]any{"kubeproxy.config.k8s.io": o.Config})

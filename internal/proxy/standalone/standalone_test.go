@@ -105,10 +105,10 @@ func TestMetricsPort(t *testing.T) {
 	c.Complete()
 	get := func(path string) (int, string) {
 		w := httptest.NewRecorder()
-		metricsHandler(Options{Config: c, Log: slog.New(slog.DiscardHandler)}, registry).ServeHTTP(w, httptest.NewRequest("GET", path, nil))
+		metricsHandler(Options{Config: c, Log: slog.New(slog.DiscardHandler)}, func() string { return "ipvs" }, registry).ServeHTTP(w, httptest.NewRequest("GET", path, nil))
 		return w.Code, w.Body.String()
 	}
-	for path, want := range map[string]string{"/healthz": "ok", "/healthz/ping": "ok", "/proxyMode": "nftables"} {
+	for path, want := range map[string]string{"/healthz": "ok", "/healthz/ping": "ok", "/proxyMode": "ipvs"} {
 		if code, body := get(path); code != 200 || body != want {
 			t.Errorf("%s: %d %q", path, code, body)
 		}

@@ -1,0 +1,122 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+
+	"github.com/rutter-project/rutter/internal/proxy/dataplane"
+	"github.com/rutter-project/rutter/internal/proxy/nftables"
+)
+
+// The modes: the parts of the kernel, or of this process, that can hold a plan.
+const (
+	ModeNFTables  = "nftables"
+	ModeIPTables  = "iptables"
+	ModeIPVS      = "ipvs"
+	ModeUserspace = "userspace"
+)
+
+// mode is one of them.
+type mode struct {
+	name string
+	// probe tells in one line what this host lacks for the mode: a kernel
+	// module, a program. It changes nothing.
+	probe func() error
+	open  func(dataplane.Config, *Config) (dataplane.Dataplane, error)
+	// retire removes what the mode left in the kernel, once another mode holds
+	// everything. It may go on for as long as connections need what is left,
+	// until ctx is done.
+	retire func(ctx context.Context, log *slog.Logger) error
+	// cleanup removes everything at once.
+	cleanup func() error
+}
+
+// modes lists them, the best first.
+func modes() []mode {
+	return []mode{
+		{
+			name:    ModeNFTables,
+			probe:   nftables.Probe,
+			open:    func(c dataplane.Config, _ *Config) (dataplane.Dataplane, error) { return nftables.Open(c) },
+			retire:  func(context.Context, *slog.Logger) error { return nftables.Cleanup() },
+			cleanup: nftables.Cleanup,
+		},
+	}
+}
+
+// Modes names the modes, the best first.
+func Modes() (names []string) {
+	for _, m := range modes() {
+		names = append(names, m.name)
+	}
+	return names
+}
+
+// selectMode finds the mode by its name. Without a name it takes the best that
+// this host can do.
+func selectMode(name string, log *slog.Logger) (mode, error) {
+	all := modes()
+	var lacks []string
+	for _, m := range all {
+		if name != "" && m.name != name {
+			continue
+		}
+		err := m.probe()
+		if err == nil {
+			if len(lacks) > 0 {
+				log.Info("the proxy's mode is the best that this host can do", "mode", m.name, "not", lacks)
+			}
+			return m, nil
+		}
+		if name == "" {
+			lacks = append(lacks, fmt.Sprintf("%s: %v", m.name, err))
+			continue
+		}
+		var works []string
+		for _, other := range all {
+			if other.name != name && other.probe() == nil {
+				works = append(works, other.name)
+			}
+		}
+		if len(works) == 0 {
+			return mode{}, fmt.Errorf("proxy: mode %s cannot work here: %w", name, err)
+		}
+		return mode{}, fmt.Errorf("proxy: mode %s cannot work here: %w; modes that would: %s", name, err, strings.Join(works, ", "))
+	}
+	if name == "" {
+		return mode{}, fmt.Errorf("proxy: no mode works here: %s", strings.Join(lacks, "; "))
+	}
+	return mode{}, fmt.Errorf("proxy: unknown mode %q: must be one of %s", name, strings.Join(Modes(), ", "))
+}
+
+// retireOthers removes what other modes left in the kernel. It is called once,
+// when the kernel holds everything in the present mode, so that no connection
+// finds neither.
+func (p *Proxy) retireOthers(ctx context.Context) {
+	for _, m := range modes() {
+		if m.name == p.mode.name || ctx.Err() != nil {
+			continue
+		}
+		p.loops.Go(func() {
+			if err := m.retire(ctx, p.log); err != nil && ctx.Err() == nil {
+				p.log.Warn("cannot remove what another mode left", "mode", m.name, "err", err)
+			}
+		})
+	}
+}
+
+// Cleanup removes everything that any Proxy put into the kernel, in the
+// present network namespace, whatever its mode was.
+func Cleanup() error {
+	var errs []error
+	for _, m := range slices.Backward(modes()) {
+		if err := m.cleanup(); err != nil {
+			errs = append(errs, fmt.Errorf("mode %s: %w", m.name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
