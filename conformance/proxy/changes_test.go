@@ -331,6 +331,18 @@ var changes = []scenario{
 			}},
 			{what: "started again", act: startProxy, paths: []path{same("pod", all, "same"), same("vip", both, "same")}},
 		}},
+	{name: "restarted-under-load", service: "lb", endpoints: "a1 b1", alone: true,
+		paths: []path{ask("ca", "tcp", "cluster", "a1(ca) b1(ca)")},
+		steps: []step{
+			{what: "running", act: underLoad("restarted-under-load"), blind: true, paths: []path{load("none failed")}},
+			{what: "SIGTERM", act: stopProxy(unix.SIGTERM), blind: true, paths: []path{load("none failed")}},
+			{what: "started", act: startProxy, paths: []path{load("none failed")}},
+			{what: "SIGKILL", act: stopProxy(unix.SIGKILL), blind: true, paths: []path{load("none failed")}},
+			{what: "started again", act: startProxy, paths: []path{load("none failed")}},
+			{what: "program replaced", act: replaceProgram, paths: []path{load("none failed")}},
+			{what: "a third endpoint", endpoints: "a1 b1 b2", paths: []path{load("none failed")}},
+			{what: "and an end", act: endLoad, blind: true},
+		}},
 	{name: "changed-while-stopped", service: "lb", endpoints: "a1", alone: true,
 		paths: []path{open("pod", "ca", all, "cluster", "a1(ca)"), open("vip", "out", both, "vip", "a1(n1.gw)")},
 		steps: []step{

@@ -56,6 +56,9 @@ type service struct {
 //	unnamed             the port has no name
 //	no-nodeport         a load balancer without node ports
 //	long                a port name as long as may be
+//	ports=N             N further TCP ports, from 2000 on
+//	vip-too             external IPs that are also those of the load balancer
+//	external-name       type ExternalName
 //
 // Endpoint words: the name of a place, and after colons what differs from a
 // ready endpoint on its own node:
@@ -64,6 +67,8 @@ type service struct {
 //	unset (no conditions are given), at=NODE (or none), also=PLACE (a second address)
 //	zone=Z, node=N (hints), port=P, slice=K (another slice)
 //	headless (its slice is labelled as that of a headless service)
+//	no-ports, any-port (its slice has none, or one without a number)
+//	many=N (as many endpoints, with addresses that lead to the place: manyPods)
 type words []string
 
 func (w words) value(key string) (string, bool) {
@@ -150,6 +155,12 @@ func (s *service) ports() []servicePort {
 	if w.has("port2") {
 		ports = append(ports, servicePort{"tcp2", corev1.ProtocolTCP, 81, serverPort2}, servicePort{"udp2", corev1.ProtocolUDP, 81, serverPort2})
 	}
+	if v, ok := w.value("ports"); ok {
+		n, _ := strconv.Atoi(v)
+		for i := range int32(n) {
+			ports = append(ports, servicePort{fmt.Sprintf("p%d", i), corev1.ProtocolTCP, 2000 + i, serverPort})
+		}
+	}
 	return ports
 }
 
@@ -172,10 +183,17 @@ func (s *service) build() *corev1.Service {
 			PublishNotReadyAddresses: w.has("not-ready"),
 		},
 	}
+	if w.has("external-name") {
+		o.Spec = corev1.ServiceSpec{Type: corev1.ServiceTypeExternalName, ExternalName: "elsewhere.example"}
+		return o
+	}
 	for _, v6 := range s.families() {
 		o.Spec.ClusterIPs = append(o.Spec.ClusterIPs, s.front("cluster", v6).String())
 		if place, ok := w.value("external-at"); ok {
 			o.Spec.ExternalIPs = append(o.Spec.ExternalIPs, address(place, v6).String())
+		}
+		if w.has("vip-too") {
+			o.Spec.ExternalIPs = append(o.Spec.ExternalIPs, s.front("vip", v6).String())
 		}
 		if w.has("external") {
 			o.Spec.ExternalIPs = append(o.Spec.ExternalIPs, s.front("external", v6).String())
@@ -272,6 +290,16 @@ func (s *service) buildSlices() map[string]*discoveryv1.EndpointSlice {
 			if k, ok := w.value("slice"); ok {
 				key += "-" + k
 			}
+			for _, word := range []string{"no-ports", "any-port"} {
+				if w.has(word) {
+					key += "-" + word
+				}
+			}
+			if v, ok := w.value("many"); ok {
+				n, _ := strconv.Atoi(v)
+				s.many(out, key, n, name, kind)
+				continue
+			}
 			slice := out[key]
 			if slice == nil {
 				slice = &discoveryv1.EndpointSlice{
@@ -287,6 +315,14 @@ func (s *service) buildSlices() map[string]*discoveryv1.EndpointSlice {
 					}
 					slice.Ports = append(slice.Ports, discoveryv1.EndpointPort{Name: &p.name, Protocol: &p.protocol, Port: &target})
 				}
+				switch {
+				case w.has("no-ports"):
+					slice.Ports = nil
+				case w.has("any-port"):
+					for i := range slice.Ports {
+						slice.Ports[i].Port = nil
+					}
+				}
 				out[key] = slice
 			}
 			if w.has("headless") {
@@ -296,6 +332,28 @@ func (s *service) buildSlices() map[string]*discoveryv1.EndpointSlice {
 		}
 	}
 	return out
+}
+
+// many adds n endpoints, a thousand to a slice, that are all the same pod.
+func (s *service) many(out map[string]*discoveryv1.EndpointSlice, key string, n int, pod string, kind discoveryv1.AddressType) {
+	v6 := kind == discoveryv1.AddressTypeIPv6
+	at := netip.MustParsePrefix(manyPods[v6]).Addr()
+	for i := range n {
+		at = at.Next()
+		k := fmt.Sprintf("%s-many-%d", key, i/1000)
+		if out[k] == nil {
+			out[k] = &discoveryv1.EndpointSlice{
+				ObjectMeta:  metav1.ObjectMeta{Namespace: s.namespace, Name: k, Labels: map[string]string{discoveryv1.LabelServiceName: s.name}},
+				AddressType: kind,
+			}
+			for _, p := range s.ports() {
+				out[k].Ports = append(out[k].Ports, discoveryv1.EndpointPort{Name: &p.name, Protocol: &p.protocol, Port: &p.target})
+			}
+		}
+		e := endpoint(pod, nil, v6)
+		e.Addresses = []string{at.String()}
+		out[k].Endpoints = append(out[k].Endpoints, e)
+	}
 }
 
 func endpoint(name string, w words, v6 bool) discoveryv1.Endpoint {

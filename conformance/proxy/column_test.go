@@ -40,6 +40,8 @@ type column struct {
 
 	proxies map[string]*peer.Proxy // by node
 	flows   map[string]*heldFlow   // held open by a scenario
+	load    *traffic               // that a scenario started, or nil
+	program string                 // other than the environment's, if not empty
 }
 
 // heldFlow is an open flow, and what it said first.
@@ -108,13 +110,17 @@ func (c *column) start(node string) error {
 	}
 	config := fmt.Sprintf(proxyConfig, c.env.registry.Kubeconfig, node, c.mode, syncPeriod, block, rest)
 	name := fmt.Sprintf("%s-%s", c.proxy, node)
+	program := c.program
+	if program == "" {
+		program = map[string]string{"kube-proxy": c.env.kubeProxy, "rutter": c.env.rutter}[c.proxy]
+	}
 	var p *peer.Proxy
 	var err error
 	switch c.proxy {
 	case "kube-proxy":
-		p, err = peer.StartKubeProxy(c.env.kubeProxy, name, c.dir, c.world.spaces[node].Netns, config)
+		p, err = peer.StartKubeProxy(program, name, c.dir, c.world.spaces[node].Netns, config)
 	case "rutter":
-		p, err = peer.StartRutterProxy(c.env.rutter, name, c.dir, c.world.spaces[node].Netns, config)
+		p, err = peer.StartRutterProxy(program, name, c.dir, c.world.spaces[node].Netns, config)
 	default:
 		err = fmt.Errorf("no proxy is called %s", c.proxy)
 	}
@@ -126,6 +132,9 @@ func (c *column) start(node string) error {
 }
 
 func (c *column) close() {
+	if c.load != nil {
+		c.load.end()
+	}
 	for _, f := range c.flows {
 		_ = f.Close()
 	}

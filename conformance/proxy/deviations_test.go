@@ -3,6 +3,7 @@ package proxy
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -40,7 +41,7 @@ func TestDeviations(t *testing.T) {
 			}
 		}
 	}
-	for _, s := range append(append([]scenario(nil), static...), changes...) {
+	for _, s := range slices.Concat(static, changes, odd) {
 		check(rows(s.name, "", s.paths))
 		for _, step := range s.steps {
 			check(rows(s.name, step.what, step.paths))
@@ -70,7 +71,7 @@ func TestRowsAreDistinct(t *testing.T) {
 		}
 	}
 	names := make(map[string]bool)
-	for _, s := range append(append([]scenario(nil), static...), changes...) {
+	for _, s := range slices.Concat(static, changes, odd) {
 		if names[s.name] {
 			t.Errorf("two scenarios are called %s", s.name)
 		}

@@ -111,8 +111,11 @@ func (r *runner) observe(c *column, row row) (string, error) {
 		}
 		return seen, nil
 	}
-	if row.how == "http" {
+	switch row.how {
+	case "http":
 		return r.http(c, row), nil
+	case "load":
+		return c.load.outcome(), nil
 	}
 	svc, to, err := r.target(c, row)
 	if err != nil {
@@ -225,7 +228,7 @@ func (r *runner) describe(c *column, row row) string {
 	if many {
 		return ""
 	}
-	if row.how == "http" {
+	if row.how == "http" || row.how == "load" {
 		return c.proxies["n1"].Log()
 	}
 	svc, to, err := r.target(c, row)

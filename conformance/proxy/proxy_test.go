@@ -9,7 +9,7 @@ import (
 // TestProxy runs the table.
 func TestProxy(t *testing.T) {
 	r := newRunner(t)
-	all := slices.Concat(static, changes)
+	all := slices.Concat(static, changes, odd)
 	var chosen []scenario
 	for i, s := range all {
 		r.cluster.services[s.name] = &service{namespace: "default", name: s.name, index: i + 1, options: s.service, endpoints: s.endpoints}

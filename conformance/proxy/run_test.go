@@ -38,6 +38,7 @@ type result struct {
 type environment struct {
 	dir, rutter, kubeProxy string
 	registry               *peer.Registry
+	cluster                *cluster
 	sctp                   bool // the kernel tracks it
 }
 
@@ -91,8 +92,8 @@ func newRunner(t *testing.T) *runner {
 		t.Fatal(err)
 	}
 	t.Cleanup(env.registry.Stop)
-	r := &runner{t: t, ctx: t.Context(), env: env, details: make(map[string]int),
-		cluster: &cluster{client: env.registry.Client, services: make(map[string]*service)}}
+	env.cluster = &cluster{client: env.registry.Client, services: make(map[string]*service)}
+	r := &runner{t: t, ctx: t.Context(), env: env, details: make(map[string]int), cluster: env.cluster}
 	if err := r.cluster.addNodes(r.ctx); err != nil {
 		t.Fatal(err)
 	}

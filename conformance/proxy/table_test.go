@@ -39,7 +39,7 @@ type step struct {
 // path is a question: who asks which of the service's addresses, and the
 // outcome. It is a row for each protocol and family.
 type path struct {
-	how    string // ask, stick, spread, open, again or health
+	how    string // ask, stick, spread, health, http, load, or of a flow: open, again, same
 	flow   string // name of the flow, of open and again
 	from   string
 	protos string

@@ -46,6 +46,10 @@ const (
 	serviceCIDRs = "10.96.0.0/16,fd00:96::/112"
 )
 
+// manyPods are addresses by the thousand (by family: IPv6 or not), all of which
+// lead to the pod a1.
+var manyPods = map[bool]string{false: "10.244.64.0/20", true: "fd00:244:0:40::/64"}
+
 // place is a namespace and where it is: pods say behind which node, nodes have
 // no other place.
 type place struct {
@@ -175,6 +179,11 @@ func newWorld() (_ *world, err error) {
 	b.route("r", "2001:db8:2::/64", "fd00:18:2::2")
 	for _, a := range append(strings.Split(serviceCIDRs, ","), "203.0.113.0/24", "2001:db8:e::/64", "198.51.100.0/24", "2001:db8:f::/64") {
 		b.anyIP("r", a)
+	}
+	for v6, pods := range manyPods {
+		b.anyIP("a1", pods)
+		b.route("n1", pods, address("a1", v6).String())
+		b.route("r", pods, address("n1", v6).String())
 	}
 	b.route("out", "0.0.0.0/0", "192.0.2.1")
 	b.route("out", "::/0", "2001:db8:1::1")
