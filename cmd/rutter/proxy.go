@@ -45,7 +45,7 @@ working; --cleanup removes them.`,
 			if f.WriteConfigTo != "" {
 				return writeConfig(c, f.WriteConfigTo)
 			}
-			o := standalone.Options{Config: c, File: f.File, Master: f.Master, Version: version.Get().Version, Log: log}
+			o := standalone.Options{Config: c, File: f.File, Load: f.Resolve, Master: f.Master, Version: version.Get().Version, Log: log}
 			if f.InitOnly {
 				standalone.Init(o)
 				return nil

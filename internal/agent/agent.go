@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -142,6 +143,9 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		}
 	}()
 	defer a.proxy.Close()
+	if err := a.recordModes(kubeProxy != nil); err != nil {
+		return err
+	}
 
 	if kubeProxy != nil {
 		standalone.Init(*kubeProxy)
@@ -149,7 +153,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 			return err
 		}
 		running.Go(func() {
-			if standalone.WatchFile(ctx, kubeProxy.File) {
+			if standalone.FollowFile(ctx, *kubeProxy, a.proxy) {
 				fail(standalone.ErrChanged)
 			}
 		})
@@ -228,11 +232,37 @@ func Cleanup(_ context.Context, cfg Config) error {
 }
 
 func cleanup(cfg Config) error {
-	err := errors.Join(proxy.Cleanup(), route.Teardown(cfg.RunDir))
-	if rerr := os.Remove(worked(cfg)); rerr != nil && !errors.Is(rerr, os.ErrNotExist) {
-		err = errors.Join(err, rerr)
+	err := errors.Join(proxy.Cleanup(usedModes(cfg)...), route.Teardown(cfg.RunDir))
+	for _, f := range []string{worked(cfg), modesFile(cfg)} {
+		if rerr := os.Remove(f); rerr != nil && !errors.Is(rerr, os.ErrNotExist) {
+			err = errors.Join(err, rerr)
+		}
 	}
 	return err
+}
+
+// modesFile names the modes that the agent's proxy had or may have had. Some
+// have kube-proxy's names in the kernel: where none of them was used, these are
+// a kube-proxy's.
+func modesFile(cfg Config) string { return filepath.Join(cfg.RunDir, "proxy.modes") }
+
+func (a *agent) recordModes(replacesKubeProxy bool) error {
+	names := []string{a.proxy.Status().Mode}
+	if replacesKubeProxy {
+		names = proxy.Modes()
+	}
+	if err := os.WriteFile(modesFile(a.cfg), []byte(strings.Join(names, "\n")), 0o600); err != nil {
+		return fmt.Errorf("record the proxy's mode: %w", err)
+	}
+	return nil
+}
+
+func usedModes(cfg Config) []string {
+	text, err := os.ReadFile(modesFile(cfg))
+	if err != nil {
+		return []string{proxy.ModeNFTables}
+	}
+	return strings.Fields(string(text))
 }
 
 // worked is a file that says that an agent was ready here and what it made is

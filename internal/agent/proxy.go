@@ -24,18 +24,25 @@ func kubeProxyOptions(cfg Config) (*standalone.Options, error) {
 	if cfg.ProxyConfig == "" {
 		return nil, nil
 	}
-	c, warnings, err := config.Load(cfg.ProxyConfig)
+	load := func() (*config.Config, []string, error) {
+		c, warnings, err := config.Load(cfg.ProxyConfig)
+		if err != nil {
+			return nil, nil, err
+		}
+		c.Complete()
+		if err := c.Validate(); err != nil {
+			return nil, nil, fmt.Errorf("%s: %w", cfg.ProxyConfig, err)
+		}
+		return c, warnings, nil
+	}
+	c, warnings, err := load()
 	if err != nil {
 		return nil, err
 	}
 	for _, w := range warnings {
 		cfg.Log.Warn(w)
 	}
-	c.Complete()
-	if err := c.Validate(); err != nil {
-		return nil, fmt.Errorf("%s: %w", cfg.ProxyConfig, err)
-	}
-	return &standalone.Options{Config: c, File: cfg.ProxyConfig, Version: version.Get().Version, Log: cfg.Log}, nil
+	return &standalone.Options{Config: c, File: cfg.ProxyConfig, Load: load, Version: version.Get().Version, Log: cfg.Log}, nil
 }
 
 func (a *agent) proxyConfig(kubeProxy *standalone.Options, registry *prometheus.Registry, events *standalone.Events) proxy.Config {

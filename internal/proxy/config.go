@@ -24,6 +24,9 @@ type Config struct {
 	NodeIPs []netip.Addr
 	// Mode is one of the modes; empty: the best that this host can do.
 	Mode string
+	// ReplacesKubeProxy removes what kube-proxy left in the kernel, or this
+	// proxy in another mode, once everything is in place.
+	ReplacesKubeProxy bool
 	// IPv4 and IPv6 are the families to program. Neither: those that this host
 	// has.
 	IPv4, IPv6 bool

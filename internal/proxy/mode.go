@@ -23,6 +23,8 @@ const (
 // mode is one of them.
 type mode struct {
 	name string
+	// shared tells that the mode's names in the kernel are kube-proxy's too.
+	shared bool
 	// probe tells in one line what this host lacks for the mode: a kernel
 	// module, a program. It changes nothing.
 	probe func() error
@@ -93,30 +95,32 @@ func selectMode(name string, log *slog.Logger) (mode, error) {
 	return mode{}, fmt.Errorf("proxy: unknown mode %q: must be one of %s", name, strings.Join(Modes(), ", "))
 }
 
-// retireOthers removes what other modes left in the kernel. It is called once,
-// when the kernel holds everything in the present mode, so that no connection
-// finds neither.
-func (p *Proxy) retireOthers(ctx context.Context) {
-	for _, m := range modes() {
-		if m.name == p.mode.name || ctx.Err() != nil {
-			continue
-		}
-		p.loops.Go(func() {
-			if err := m.retire(ctx, p.log); err != nil && ctx.Err() == nil {
-				p.log.Warn("cannot remove what another mode left", "mode", m.name, "err", err)
-			}
-		})
-	}
-}
-
-// Cleanup removes everything that any Proxy put into the kernel, in the
-// present network namespace, whatever its mode was.
-func Cleanup() error {
+// Cleanup removes at once everything that a Proxy in one of these modes put
+// into the present network namespace, or might have: what has names of our own
+// in any case. Without modes, everything in all modes, and what kube-proxy left.
+func Cleanup(names ...string) error {
 	var errs []error
 	for _, m := range slices.Backward(modes()) {
+		if m.shared && len(names) > 0 && !slices.Contains(names, m.name) {
+			continue
+		}
 		if err := m.cleanup(); err != nil {
 			errs = append(errs, fmt.Errorf("mode %s: %w", m.name, err))
 		}
 	}
+	if len(names) == 0 {
+		errs = append(errs, nftables.CleanupKubeProxy())
+	}
 	return errors.Join(errs...)
+}
+
+// Probe tells in one line what this host lacks for a mode; nil when it can do
+// it. It changes nothing.
+func Probe(name string) error {
+	for _, m := range modes() {
+		if m.name == name {
+			return m.probe()
+		}
+	}
+	return fmt.Errorf("proxy: unknown mode %q: must be one of %s", name, strings.Join(Modes(), ", "))
 }

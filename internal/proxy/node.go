@@ -3,6 +3,7 @@ package proxy
 import (
 	"fmt"
 	"net/netip"
+	"os"
 	"slices"
 
 	"github.com/vishvananda/netlink"
@@ -114,3 +115,14 @@ func (p *Proxy) localAddrs() ([]netip.Addr, error) {
 
 // nodeChanged tells whether a change concerns this node.
 func (p *Proxy) nodeChanged(ch *catalog.Changes) bool { return slices.Contains(ch.Nodes, p.cfg.Node) }
+
+// localhostNodePorts lets packets from 127.0.0.0/8 leave the loopback
+// interface, which node ports there need.
+func (p *Proxy) localhostNodePorts() {
+	if !p.cfg.LocalhostNodePorts || !p.cfg.IPv4 {
+		return
+	}
+	if err := os.WriteFile("/proc/sys/net/ipv4/conf/all/route_localnet", []byte("1"), 0); err != nil {
+		p.log.Warn("node ports are not served on 127.0.0.1", "err", err)
+	}
+}

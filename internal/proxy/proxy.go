@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"os"
 	"slices"
 	"sync"
 	"time"
@@ -22,7 +21,6 @@ import (
 
 	"github.com/rutter-project/rutter/internal/catalog"
 	"github.com/rutter-project/rutter/internal/proxy/conntrack"
-	"github.com/rutter-project/rutter/internal/proxy/dataplane"
 	"github.com/rutter-project/rutter/internal/proxy/healthcheck"
 	"github.com/rutter-project/rutter/internal/proxy/plan"
 )
@@ -52,9 +50,9 @@ type Proxy struct {
 	others sync.Once // that retired the other modes
 
 	mu           sync.Mutex
-	mode         mode
-	data         dataplane.Dataplane // nil before Start and after Close
-	host         *netlink.Handle     // interfaces and addresses of the namespace
+	held         // its data is nil before Start and after Close
+	home         *namespace
+	host         *netlink.Handle // interfaces and addresses of the namespace
 	nodeFacts    plan.Node
 	rulesNow     plan.Rules
 	serviceCIDRs []netip.Prefix
@@ -109,8 +107,13 @@ func (p *Proxy) Start(ctx context.Context) error {
 	if p.data != nil {
 		return errors.New("proxy: started twice")
 	}
+	var err error
+	if p.home, err = currentNamespace(); err != nil {
+		return fmt.Errorf("proxy: %w", err)
+	}
 	host, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
+		p.home.close()
 		return fmt.Errorf("proxy: open a netlink socket: %w", err)
 	}
 	p.host = host
@@ -118,6 +121,7 @@ func (p *Proxy) Start(ctx context.Context) error {
 	defer func() {
 		if !opened {
 			host.Close()
+			p.home.close()
 		}
 	}()
 	p.nodeFacts = p.node()
@@ -126,23 +130,15 @@ func (p *Proxy) Start(ctx context.Context) error {
 		return fmt.Errorf("proxy: %w", err)
 	}
 	p.rulesNow = rules
-	if p.mode, err = selectMode(p.cfg.Mode, p.log); err != nil {
-		return err
-	}
-	data, err := p.mode.open(dataplane.Config{
-		Rules: rules, MasqueradeBit: *p.cfg.MasqueradeBit, IPv4: p.cfg.IPv4, IPv6: p.cfg.IPv6,
-		Counters: !p.cfg.NoCounters, CountBytes: p.cfg.CountBytes, Logger: p.log,
-	}, &p.cfg)
+	m, err := selectMode(p.cfg.Mode, p.log)
 	if err != nil {
 		return err
 	}
 	if p.flows.cleaner, err = conntrack.Open(); err != nil {
-		data.Close()
 		return err
 	}
-	monitor, err := data.Monitor()
-	if err != nil {
-		data.Close()
+	p.upkeep, p.stop = context.WithCancel(ctx)
+	if p.held, err = p.open(m); err != nil {
 		p.flows.cleaner.Close()
 		return err
 	}
@@ -153,34 +149,24 @@ func (p *Proxy) Start(ctx context.Context) error {
 		},
 	})
 	p.checks.Listen(rules.NodePortAddrs)
-	if p.cfg.LocalhostNodePorts && p.cfg.IPv4 {
-		if err := os.WriteFile("/proc/sys/net/ipv4/conf/all/route_localnet", []byte("1"), 0); err != nil {
-			p.log.Warn("node ports are not served on 127.0.0.1", "err", err)
-		}
+	p.localhostNodePorts()
+	// Addresses that come later matter where node ports are served on some only.
+	addrs := make(chan netlink.AddrUpdate, 16)
+	if err := netlink.AddrSubscribe(addrs, p.upkeep.Done()); err != nil {
+		p.log.Warn("addresses that this host gets later are not served node ports on", "err", err)
+		addrs = nil
 	}
-	// Addresses that come later matter only where some are picked out.
-	var addrs chan netlink.AddrUpdate
-	ctx, p.stop = context.WithCancel(ctx)
-	p.upkeep = ctx
-	if rules.NodePortAddrs != nil && !slices.Equal(p.cfg.NodePortAddresses, []string{"primary"}) {
-		addrs = make(chan netlink.AddrUpdate, 16)
-		if err := netlink.AddrSubscribe(addrs, ctx.Done()); err != nil {
-			p.log.Warn("addresses that this host gets later are not served node ports on", "err", err)
-		}
-	}
-	if rivals, err := data.Rivals(); err == nil && len(rivals) > 0 {
+	if rivals, err := p.data.Rivals(); err == nil && len(rivals) > 0 && !p.cfg.ReplacesKubeProxy {
 		p.log.Warn("another service proxy has rules in this kernel, which may be in force before ours: stop kube-proxy and run kube-proxy --cleanup", "found", rivals)
 	}
 	opened = true
-	p.data, p.started = data, time.Now()
+	p.started = time.Now()
 	if len(p.cfg.NodeDNS) > 0 {
 		if err := p.keepNodeDNS(); err != nil {
 			p.log.Error("cannot keep DNS on this node", "err", err)
 		}
 	}
-	p.loops.Add(2)
-	go p.watch(ctx, monitor)
-	go p.keep(ctx, addrs)
+	p.loop(func() { p.keep(p.upkeep, addrs) })
 	return nil
 }
 
@@ -200,6 +186,7 @@ func (p *Proxy) Close() error {
 	p.checks.Close()
 	err := errors.Join(p.data.Close(), p.flows.cleaner.Close())
 	p.host.Close()
+	p.home.close()
 	p.data = nil
 	return err
 }
@@ -318,7 +305,7 @@ func (p *Proxy) adopt(ctx context.Context) error {
 		return err
 	}
 	p.adopted, p.lastApply = true, time.Now()
-	p.others.Do(func() { p.retireOthers(p.upkeep) })
+	p.others.Do(func() { p.retireOthers() })
 	p.flows.orphans = true
 	p.cleanFlows()
 	p.metrics.full.observe(p.cfg, time.Since(start))

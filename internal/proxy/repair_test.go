@@ -187,10 +187,16 @@ func TestRivals(t *testing.T) {
 	}
 	w.proxy.Close()
 	w.node.Do(func() {
-		if err := proxy.Cleanup(); err != nil {
+		if err := proxy.Cleanup(proxy.ModeNFTables); err != nil {
 			t.Fatal(err)
 		}
 		if out, _ := exec.Command("nft", "list", "tables").CombinedOutput(); string(out) != "table ip kube-proxy\ntable ip6 nat\n" {
+			t.Errorf("left are %q", out)
+		}
+		if err := proxy.Cleanup(); err != nil { // in kube-proxy's place
+			t.Fatal(err)
+		}
+		if out, _ := exec.Command("nft", "list", "tables", "ip").CombinedOutput(); strings.Contains(string(out), "kube-proxy") {
 			t.Errorf("left are %q", out)
 		}
 	})

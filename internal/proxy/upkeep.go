@@ -24,7 +24,6 @@ const (
 )
 
 func (p *Proxy) keep(ctx context.Context, addrs <-chan netlink.AddrUpdate) {
-	defer p.loops.Done()
 	var beat <-chan time.Time // never, if there is nothing to keep
 	if len(p.cfg.NodeDNS) > 0 {
 		t := time.NewTicker(p.cfg.NodeDNSTimeout / 3)
@@ -91,7 +90,6 @@ func (p *Proxy) locked(f func() error, failed string) {
 
 // watch repairs our tables when somebody else changes them.
 func (p *Proxy) watch(ctx context.Context, monitor dataplane.Monitor) {
-	defer p.loops.Done()
 	notices := make(chan dataplane.Intrusion, 1)
 	stopped := make(chan struct{})
 	go func() {

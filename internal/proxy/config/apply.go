@@ -15,6 +15,7 @@ func (c *Config) Proxy() proxy.Config {
 	all, bit, period, _, _ := c.block()
 	mark := uint(*bit)
 	out := proxy.Config{
+		ReplacesKubeProxy: true,
 		MasqueradeAll:     all,
 		MasqueradeBit:     &mark,
 		NodePortAddresses: c.NodePortAddresses,

@@ -27,9 +27,9 @@ func (b *batch) addTable() {
 	b.End()
 }
 
-func (b *batch) deleteTable() {
+func (b *batch) deleteTable(name string) {
 	b.start(unix.NFT_MSG_DELTABLE, 0)
-	b.String(unix.NFTA_TABLE_NAME, tableName)
+	b.String(unix.NFTA_TABLE_NAME, name)
 	b.End()
 }
 

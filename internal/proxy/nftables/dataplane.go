@@ -60,7 +60,7 @@ func (t *table) open() error {
 	if exists && version != layoutVersion {
 		t.log.Info("the kernel's table has another layout and is replaced", "table", tableName, "found", version, "want", layoutVersion)
 		w := t.begin()
-		w.deleteTable()
+		w.deleteTable(tableName)
 		if err := t.conn.Commit(&w.Batch); err != nil {
 			return fmt.Errorf("delete table %s: %w", tableName, err)
 		}
@@ -133,7 +133,10 @@ func (d *Dataplane) each(f func(*table) ([]dataplane.Refusal, error)) ([]datapla
 }
 
 // Cleanup removes the tables of both families.
-func Cleanup() error {
+func Cleanup() error { return deleteTables(tableName) }
+
+// deleteTables removes the tables of a name in both families, if they exist.
+func deleteTables(name string) error {
 	c, err := nfnetlink.Dial()
 	if err != nil {
 		return explain(err)
@@ -142,9 +145,11 @@ func Cleanup() error {
 	for _, fam := range []byte{unix.NFPROTO_IPV4, unix.NFPROTO_IPV6} {
 		var w batch
 		w.Reset(fam, c)
-		w.deleteTable()
-		if err := c.Commit(&w.Batch); err != nil && !errors.Is(err, unix.ENOENT) {
-			return explain(fmt.Errorf("delete table %s: %w", tableName, err))
+		w.deleteTable(name)
+		err := c.Commit(&w.Batch)
+		// A kernel without nf_tables has no tables either.
+		if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EAFNOSUPPORT) {
+			return explain(fmt.Errorf("delete table %s: %w", name, err))
 		}
 	}
 	return nil

@@ -28,7 +28,7 @@ func (d *Dataplane) Rivals() ([]string, error) {
 				}
 			})
 			// kube-proxy's own table, and its chains by iptables-nft.
-			if table == "kube-proxy" || chain == "KUBE-SERVICES" {
+			if table == kubeProxyTable || chain == "KUBE-SERVICES" {
 				names = append(names, fmt.Sprintf("table %s %s", map[bool]string{false: "ip", true: "ip6"}[t.rules.v6], table))
 			}
 		})
@@ -41,3 +41,9 @@ func (d *Dataplane) Rivals() ([]string, error) {
 	})
 	return found, err
 }
+
+// kubeProxyTable is the table of kube-proxy's nftables mode, in both families.
+const kubeProxyTable = "kube-proxy"
+
+// CleanupKubeProxy removes the tables of kube-proxy's nftables mode.
+func CleanupKubeProxy() error { return deleteTables(kubeProxyTable) }

@@ -2,6 +2,7 @@
 // kube-proxy: its configuration, its ports, its events.
 //
 //	standalone.go  start, the loop from the catalogue to the kernel, stop
+//	file.go        what happens when the configuration file changes
 //	serve.go       what is answered on ports 10256 and 10249
 //	events.go      what is told to the API server
 package standalone
@@ -36,16 +37,14 @@ import (
 // Options are what Run is told besides the configuration.
 type Options struct {
 	Config *config.Config // complete and valid
-	// File is watched: when its content changes Run ends with ErrChanged.
+	// File is watched (FollowFile) and read again by Load; neither without a
+	// file.
 	File    string
+	Load    func() (*config.Config, []string, error)
 	Master  string // URL of the API server, in place of the kubeconfig's
 	Version string
 	Log     *slog.Logger
 }
-
-// ErrChanged ends Run when the configuration file has other content than it
-// was started with. Whoever supervises the process starts it again.
-var ErrChanged = errors.New("the configuration file changed: ending, to be started again with the new content")
 
 // Init does what needs more than CAP_NET_ADMIN: kernel settings. What cannot be
 // set is logged, and no error: in a container /proc may be read-only.
@@ -112,7 +111,7 @@ func Run(ctx context.Context, o Options) error {
 	loops.Go(func() { WatchServiceCIDRs(ctx, api, p, o.Log) })
 	if o.File != "" {
 		loops.Go(func() {
-			if WatchFile(ctx, o.File) {
+			if FollowFile(ctx, o, p) {
 				cancel(ErrChanged)
 			}
 		})
@@ -199,28 +198,6 @@ func clientConfig(o Options) (*rest.Config, error) {
 func oomScore(o Options) {
 	if err := os.WriteFile("/proc/self/oom_score_adj", []byte(strconv.Itoa(int(*o.Config.OOMScoreAdj))), 0); err != nil {
 		o.Log.Warn("oomScoreAdj is not set", "err", err)
-	}
-}
-
-// How often a file is looked at. Looking at its content, not at events of its
-// inode, also sees a ConfigMap volume's symbolic link being swapped.
-const fileEvery = 2 * time.Second
-
-// WatchFile returns true when the file's content changed, false when ctx is
-// done. A file that is gone for a while has not changed.
-func WatchFile(ctx context.Context, path string) bool {
-	first, _ := os.ReadFile(path)
-	tick := time.NewTicker(fileEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return false
-		case <-tick.C:
-			if now, err := os.ReadFile(path); err == nil && len(now) > 0 && !slices.Equal(now, first) {
-				return true
-			}
-		}
 	}
 }
 

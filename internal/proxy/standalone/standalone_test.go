@@ -52,7 +52,11 @@ func TestWatchFile(t *testing.T) {
 	defer cancel()
 	changed := make(chan bool)
 	for _, name := range []string{"plain", "visible"} {
-		go func() { changed <- WatchFile(ctx, filepath.Join(dir, name)) }()
+		go func() {
+			saw := false
+			WatchFile(ctx, filepath.Join(dir, name), func() bool { saw = true; return false })
+			changed <- saw
+		}()
 	}
 	// The file may be read for the first time only after a change: change on.
 	tick := time.NewTicker(50 * time.Millisecond)
@@ -71,9 +75,10 @@ func TestWatchFile(t *testing.T) {
 	}
 	stopped, stop := context.WithCancel(context.Background())
 	stop()
-	if WatchFile(stopped, filepath.Join(dir, "plain")) {
+	WatchFile(stopped, filepath.Join(dir, "plain"), func() bool {
 		t.Error("no change, and yet")
-	}
+		return false
+	})
 }
 
 func TestServiceCIDRs(t *testing.T) {

@@ -1,0 +1,148 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/rutter-project/rutter/internal/proxy/dataplane"
+	"github.com/rutter-project/rutter/internal/proxy/nftables"
+)
+
+// drainer is a dataplane whose connections need this process.
+type drainer interface {
+	// Drain takes no new connections, and returns when none is left or ctx is
+	// done.
+	Drain(ctx context.Context) error
+}
+
+// Switch changes the mode, and what goes with it, of a proxy that works: what
+// cfg says besides Mode, MasqueradeAll, MasqueradeBit, NodePortAddresses and
+// LocalhostNodePorts is not looked at. The kernel holds everything in
+// the new mode before anything of the old is removed, and connections that
+// stand go on. After an error the old mode goes on as if nothing was asked.
+func (p *Proxy) Switch(ctx context.Context, cfg Config) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.data == nil || p.upkeep.Err() != nil {
+		return errors.New("proxy: not started")
+	}
+	cfg.Node = p.cfg.Node
+	if err := cfg.complete(); err != nil {
+		return err
+	}
+	m, err := selectMode(cfg.Mode, p.log)
+	if err != nil || m.name == p.mode.name {
+		return err
+	}
+	start, before, rulesBefore := time.Now(), p.cfg, p.rulesNow
+	was := p.mode.name
+	p.setModeConfig(&cfg)
+	old, err := p.replace(ctx, m)
+	if err != nil {
+		p.setModeConfig(&before)
+		p.rulesNow = rulesBefore
+		return fmt.Errorf("proxy: mode %s is kept: %w", was, err)
+	}
+	p.log.Info("the proxy's mode changed", "from", was, "to", m.name, "took", time.Since(start).Round(time.Microsecond))
+	p.loop(func() { p.retire(old) })
+	return nil
+}
+
+// setModeConfig sets the part of the configuration that a mode brings along.
+// It is only looked at under p.mu.
+func (p *Proxy) setModeConfig(c *Config) {
+	p.cfg.Mode, p.cfg.MasqueradeAll, p.cfg.MasqueradeBit = c.Mode, c.MasqueradeAll, c.MasqueradeBit
+	p.cfg.NodePortAddresses, p.cfg.LocalhostNodePorts = c.NodePortAddresses, c.LocalhostNodePorts
+}
+
+// held is a mode at work.
+type held struct {
+	mode    mode
+	data    dataplane.Dataplane
+	unwatch context.CancelFunc
+}
+
+// replace makes the kernel hold everything in another mode, and returns the
+// present one, which is still in place.
+func (p *Proxy) replace(ctx context.Context, m mode) (old held, err error) {
+	if p.rulesNow, err = p.rules(p.nodeFacts); err != nil {
+		return old, err
+	}
+	next, err := p.open(m)
+	if err != nil {
+		return old, err
+	}
+	old, adopted := p.held, p.adopted
+	p.held = next
+	if adopted {
+		if err := p.adopt(ctx); err != nil {
+			p.held, p.adopted = old, false // the services that were planned since are gone through
+			next.unwatch()
+			return old, errors.Join(err, next.data.Close(), m.cleanup())
+		}
+	}
+	p.checks.Listen(p.rulesNow.NodePortAddrs)
+	p.localhostNodePorts()
+	if len(p.cfg.NodeDNS) > 0 {
+		if err := p.keepNodeDNS(); err != nil {
+			p.log.Error("cannot keep DNS on this node", "err", err)
+		}
+	}
+	return old, nil
+}
+
+// retire removes a mode that another has taken over from.
+func (p *Proxy) retire(old held) {
+	ctx := p.upkeep
+	old.unwatch()
+	var errs []error
+	if d, ok := old.data.(drainer); ok {
+		errs = append(errs, d.Drain(ctx))
+	}
+	errs = append(errs, old.data.Close(), old.mode.retire(ctx, p.log))
+	if err := errors.Join(errs...); err != nil && ctx.Err() == nil {
+		p.log.Warn("cannot remove what the former mode left", "mode", old.mode.name, "err", err)
+	}
+}
+
+// retireOthers removes what other modes, and kube-proxy, left in the kernel. It
+// is called once, when the kernel holds everything in the present mode, so that
+// no connection finds neither. Only who takes kube-proxy's place may remove
+// what has kube-proxy's names.
+func (p *Proxy) retireOthers() {
+	if p.cfg.ReplacesKubeProxy && p.upkeep.Err() == nil {
+		if err := nftables.CleanupKubeProxy(); err != nil {
+			p.log.Warn("cannot remove what kube-proxy left", "err", err)
+		}
+	}
+	for _, m := range modes() {
+		if m.name == p.mode.name || p.upkeep.Err() != nil || m.shared && !p.cfg.ReplacesKubeProxy {
+			continue
+		}
+		p.loop(func() {
+			if err := m.retire(p.upkeep, p.log); err != nil && p.upkeep.Err() == nil {
+				p.log.Warn("cannot remove what another mode left", "mode", m.name, "err", err)
+			}
+		})
+	}
+}
+
+// open opens the dataplane of a mode, and begins to watch what others do to it.
+func (p *Proxy) open(m mode) (held, error) {
+	data, err := m.open(dataplane.Config{
+		Rules: p.rulesNow, MasqueradeBit: *p.cfg.MasqueradeBit, IPv4: p.cfg.IPv4, IPv6: p.cfg.IPv6,
+		Counters: !p.cfg.NoCounters, CountBytes: p.cfg.CountBytes, Logger: p.log,
+	}, &p.cfg)
+	if err != nil {
+		return held{}, err
+	}
+	monitor, err := data.Monitor()
+	if err != nil {
+		return held{}, errors.Join(err, data.Close())
+	}
+	ctx, cancel := context.WithCancel(p.upkeep)
+	p.loop(func() { p.watch(ctx, monitor) })
+	return held{m, data, cancel}, nil
+}
