@@ -18,7 +18,9 @@ nslookup bind9-dnsutils" ;;
 nft nftables
 conntrack conntrack
 iptables iptables
-etcd etcd-server" ;;
+etcd etcd-server
+qemu-system-x86_64 qemu-system-x86
+xz xz-utils" ;;
 	bench) needs test; echo "dnsperf dnsperf
 knotd knot
 unbound unbound
