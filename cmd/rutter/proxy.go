@@ -20,16 +20,26 @@ func newProxyCommand() *cobra.Command {
 		Use:   "proxy [--config FILE]",
 		Short: "Program service addresses alone, in the place of kube-proxy",
 		Long: `Program service addresses by a KubeProxyConfiguration, with kube-proxy's flags: a
-pod or unit file that starts kube-proxy works with the binary replaced. All
-modes are served with nftables.
+pod or unit file that starts kube-proxy works with the binary replaced. Without
+a mode it takes the best that this host can do, nftables first.
 
 It needs CAP_NET_ADMIN. On SIGTERM it ends and leaves the service addresses
-working; --cleanup removes them.`,
+working. A change of the configuration file's mode is made by the process that
+runs, and breaks no connection. What kube-proxy left is removed once everything
+is in place.
+
+--cleanup removes what the proxy put into the kernel, in whatever mode, and what
+kube-proxy did. To go back to kube-proxy without a gap, start kube-proxy first
+and then run rutter proxy --cleanup --proxy-mode nftables: with a mode, only
+that mode's rules and those under Rutter's own names go.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if f.Version {
 				fmt.Fprintln(cmd.OutOrStdout(), "Rutter", version.Get().Version)
 				return nil
+			}
+			if f.Cleanup && f.Config.Mode != "" {
+				return proxy.Cleanup(f.Config.Mode)
 			}
 			if f.Cleanup {
 				return proxy.Cleanup()

@@ -50,7 +50,7 @@ func (f *Flags) Register(set *pflag.FlagSet) {
 	set.BoolVar(&c.BindAddressHardFail, "bind-address-hard-fail", false, "end if a server's address is taken")
 	set.BoolVar(&c.EnableProfiling, "profiling", false, "serve /debug/pprof beside /metrics")
 	set.StringVar(&c.ShowHiddenMetricsForVersion, "show-hidden-metrics-for-version", "", "accepted")
-	set.StringVar(&c.Mode, "proxy-mode", "", "iptables, ipvs or nftables")
+	set.StringVar(&c.Mode, "proxy-mode", "", "nftables, iptables, ipvs or userspace (default: the best that this host can do)")
 	set.Var(gates{&c.FeatureGates}, "feature-gates", "name=true or name=false, separated by commas")
 	set.Var(&durationFlag{&c.ConfigSyncPeriod}, "config-sync-period", "how often the API server's objects are gone through")
 	set.Var(int32Flag{c.IPTables.MasqueradeBit}, "iptables-masquerade-bit", "bit of the packet mark that asks for masquerading")
