@@ -5,8 +5,6 @@ import (
 	"log/slog"
 	"os/exec"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -71,50 +69,19 @@ func TestRestart(t *testing.T) {
 	w.cat.ApplySlice(slice("old", "10.244.0.2"))
 	w.markSynced()
 	w.sync()
-	long, err := w.client.Dial("tcp", "10.96.0.1:80", "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer long.Close()
-	greeting := testnet.Answer(long)
-
-	stop := make(chan struct{})
-	var load sync.WaitGroup
-	var asked atomic.Int64
-	load.Go(func() {
-		for {
-			select {
-			case <-stop:
-				return
-			default:
-			}
-			if got := w.client.Ask("tcp", "10.96.0.1:80", ""); !strings.HasSuffix(got, "10.244.0.9") {
-				t.Errorf("during a restart: %q", got)
-			}
-			asked.Add(1)
+	before := w.nft()
+	w.keepsServing(func(more func()) {
+		for range 5 {
+			w.proxy.Close()
+			more()
+			w.sub.Close()
+			w.sub = w.cat.Subscribe()
+			w.start(proxy.Config{Node: "node", IPv4: true, IPv6: true, Detect: w.detect, ServiceCIDRs: w.serviceCIDRs, NoCounters: true})
+			w.sync()
 		}
 	})
-	before := w.nft()
-	for range 5 {
-		w.proxy.Close()
-		for n := asked.Load(); asked.Load() < n+20; {
-			time.Sleep(time.Millisecond)
-		}
-		w.sub.Close()
-		w.sub = w.cat.Subscribe()
-		w.start(proxy.Config{Node: "node", IPv4: true, IPv6: true, Detect: w.detect, ServiceCIDRs: w.serviceCIDRs, NoCounters: true})
-		w.sync()
-	}
-	close(stop)
-	load.Wait()
 	if after := w.nft(); before != after {
 		t.Errorf("restarts changed the tables:\n%s\n---\n%s", before, after)
-	}
-	if _, err := long.Write([]byte(greeting)); err != nil {
-		t.Fatal(err)
-	}
-	if got := testnet.Answer(long); got != greeting {
-		t.Errorf("the long connection: %q", got)
 	}
 
 	// What was deleted while nobody looked goes at the next start.

@@ -3,13 +3,10 @@ package proxy_test
 import (
 	"os/exec"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/rutter-project/rutter/internal/proxy"
-	"github.com/rutter-project/rutter/internal/proxy/testnet"
 )
 
 // TestSwitch: from each mode to each other that this kernel can hold, under a
@@ -26,7 +23,7 @@ func TestSwitch(t *testing.T) {
 				if err := w.probe(to); err != nil {
 					t.Skip(err)
 				}
-				w.keepsServing(func() {
+				w.keepsServing(func(func()) {
 					w.node.Do(func() {
 						if err := w.proxy.Switch(t.Context(), proxy.Config{Mode: to, NodePortAddresses: []string{"primary"}}); err != nil {
 							t.Fatal(err)
@@ -96,49 +93,6 @@ func (w switchWorld) answer(pod string) string {
 		return pod + " 10.244.0.1"
 	}
 	return pod + " 10.244.0.9"
-}
-
-// keepsServing makes connections while f runs, and keeps one open.
-func (w switchWorld) keepsServing(f func()) {
-	t := w.t
-	long, err := w.client.Dial("tcp", "10.96.0.1:80", "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer long.Close()
-	greeting := testnet.Answer(long)
-	stop := make(chan struct{})
-	var load sync.WaitGroup
-	var asked atomic.Int64
-	load.Go(func() {
-		for {
-			select {
-			case <-stop:
-				return
-			default:
-			}
-			if got := w.client.Ask("tcp", "10.96.0.1:80", ""); got == testnet.Refused || got == testnet.Silence {
-				t.Errorf("while the mode changed: %q", got)
-			}
-			asked.Add(1)
-		}
-	})
-	more := func() {
-		for n := asked.Load(); asked.Load() < n+20; {
-			time.Sleep(time.Millisecond)
-		}
-	}
-	more()
-	f()
-	more()
-	if _, err := long.Write([]byte(greeting)); err != nil {
-		t.Fatal(err)
-	}
-	if got := testnet.Answer(long); got != greeting {
-		t.Errorf("the connection that stood: %q, before %q", got, greeting)
-	}
-	close(stop)
-	load.Wait()
 }
 
 // expectGone waits until the kernel holds nothing of a mode.
