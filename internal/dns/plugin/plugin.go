@@ -8,7 +8,7 @@
 // watched and goroutines begin in the hooks it registers with the Block.
 //
 // Optional abilities are one-method interfaces found by type assertion:
-// Direct and Observer (the direct path), DropObserver, Readiness.
+// Direct, Relay and Observer (the direct path), DropObserver, Readiness.
 package plugin
 
 import (
@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/miekg/dns"
 
@@ -48,6 +49,9 @@ const (
 	Next
 	// Answered says that the answer is complete but for its OPT record.
 	Answered
+	// Pass asks the server to give the query to the handler's Lane. Only a
+	// handler that is a Relay may return it.
+	Pass
 )
 
 // Direct is the ability to answer without the chain: on the goroutine that
@@ -176,6 +180,9 @@ type Origin struct {
 type Trace struct {
 	Origin *Origin
 	Depth  int // how many lookups of this server's own it stands in
+
+	received time.Time // of a query that a Lane had
+	resumed  any       // what the Lane said
 
 	mu      sync.Mutex // prefetching and hedging handlers go on in other goroutines
 	reached string

@@ -24,7 +24,8 @@ type job struct {
 	query  wire.Query
 	client netip.Addr
 	w      replyWriter
-	done   func() // called after the last reply; may be nil
+	done   func()        // called after the last reply; may be nil
+	trace  *plugin.Trace // of a query that was relayed before; else nil
 }
 
 // replyWriter is a dns.ResponseWriter for one query.
@@ -118,7 +119,7 @@ func (l *limiter) work(j *job) {
 		if j.done != nil {
 			j.done()
 		}
-		j.routes, j.w, j.done = nil, nil, nil
+		j.routes, j.w, j.done, j.trace = nil, nil, nil, nil
 		l.pool.Put(j)
 		idle.Reset(workerIdle)
 		select {
@@ -153,7 +154,10 @@ func (j *job) serve() {
 		}
 		return
 	}
-	ctx := plugin.WithTrace(j.routes.gen.ctx, &plugin.Trace{})
+	if j.trace == nil {
+		j.trace = &plugin.Trace{}
+	}
+	ctx := plugin.WithTrace(j.routes.gen.ctx, j.trace)
 	j.routes.guard(ctx, j.w, req)
 }
 

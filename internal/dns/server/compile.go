@@ -38,6 +38,7 @@ type block struct {
 type step struct {
 	name    string
 	handler plugin.Direct
+	relay   plugin.Relay // the handler, if it is one
 }
 
 // compile sets up the plugins of all blocks and the routes to them.
@@ -117,7 +118,8 @@ func directSteps(b *plugin.Block) []step {
 	var steps []step
 	for _, h := range b.Handlers() {
 		if d, ok := h.(plugin.Direct); ok {
-			steps = append(steps, step{h.Name(), d})
+			relay, _ := h.(plugin.Relay)
+			steps = append(steps, step{h.Name(), d, relay})
 		} else if !b.Effect(h.Name()).Transparent() {
 			break
 		}

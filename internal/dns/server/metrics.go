@@ -35,26 +35,27 @@ type paths struct {
 }
 
 type pathCount struct {
-	direct, chain, refused atomic.Uint64
-	_                      [64 - 24]byte // a cache line each
+	direct, relay, chain, refused atomic.Uint64
+	_                             [64 - 32]byte // a cache line each
 }
 
 func (p *paths) of(worker int) *pathCount { return &p.places[worker%len(p.places)] }
 
-var descQueries = prometheus.NewDesc("rutter_dns_queries_total", "Queries by the way they went: direct, chain, or refused without looking at a server block.", []string{"path"}, nil)
+var descQueries = prometheus.NewDesc("rutter_dns_queries_total", "Queries by the way they went: direct, relay, chain, or refused without looking at a server block.", []string{"path"}, nil)
 
 // Describe names the metric.
 func (p *paths) Describe(ch chan<- *prometheus.Desc) { ch <- descQueries }
 
 // Collect adds the places up.
 func (p *paths) Collect(ch chan<- prometheus.Metric) {
-	var direct, chain, refused uint64
+	var direct, relay, chain, refused uint64
 	for i := range p.places {
 		direct += p.places[i].direct.Load()
+		relay += p.places[i].relay.Load()
 		chain += p.places[i].chain.Load()
 		refused += p.places[i].refused.Load()
 	}
-	for path, n := range map[string]uint64{"direct": direct, "chain": chain, "refused": refused} {
+	for path, n := range map[string]uint64{"direct": direct, "relay": relay, "chain": chain, "refused": refused} {
 		ch <- prometheus.MustNewConstMetric(descQueries, prometheus.CounterValue, float64(n), path)
 	}
 }

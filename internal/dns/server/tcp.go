@@ -199,7 +199,7 @@ func (t *tcpConn) answer(q *wire.Query, a *wire.Answer, msg []byte) error {
 		return t.send(*buf, refusal(msg, (*buf)[2:], verdict))
 	case wire.Plain:
 		r := t.listener.routes.Load()
-		if reply := r.direct(q, a, (*buf)[2:]); reply != nil {
+		if reply, _, _ := r.direct(q, a, (*buf)[2:]); reply != nil {
 			count.direct.Add(1)
 			return t.send(*buf, reply)
 		}

@@ -48,6 +48,7 @@ type udpSocket struct {
 	local    netip.AddrPort
 	count    *pathCount
 	draining atomic.Bool
+	lanes    lanes // serve's
 }
 
 func newUDPSocket(l *listener, c *net.UDPConn) (*udpSocket, error) {
@@ -118,21 +119,7 @@ func (u *udpSocket) serve() {
 			}
 		}
 	}
-	write := func(fd uintptr) bool {
-		for sent < pending {
-			n, _, errno := unix.Syscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&b.out[sent])), uintptr(pending-sent), unix.MSG_DONTWAIT, 0, 0)
-			switch errno {
-			case 0:
-				sent += int(n)
-			case unix.EINTR:
-			case unix.EAGAIN:
-				return false
-			default:
-				sent++ // this client cannot be reached (no route, refused by a filter)
-			}
-		}
-		return true
-	}
+	write := func(fd uintptr) bool { return sendAll(fd, b.out[:pending], &sent) }
 
 	q := &wire.Query{Worker: u.worker, Local: u.local}
 	a := wire.NewAnswer(rand.Uint64())
@@ -174,10 +161,29 @@ func (u *udpSocket) serve() {
 				pending++
 			}
 		}
+		u.lanes.flush()
 		if pending > 0 && u.raw.Write(write) != nil {
 			return
 		}
 	}
+}
+
+// sendAll sends out from next on without waiting; false when it has to be called
+// again.
+func sendAll(fd uintptr, out []mmsghdr, next *int) bool {
+	for *next < len(out) {
+		n, _, errno := unix.Syscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&out[*next])), uintptr(len(out)-*next), unix.MSG_DONTWAIT, 0, 0)
+		switch errno {
+		case 0:
+			*next += int(n)
+		case unix.EINTR:
+		case unix.EAGAIN:
+			return false
+		default:
+			*next++ // this client cannot be reached (no route, refused by a filter)
+		}
+	}
+	return true
 }
 
 // answer returns the reply to the i-th message of the batch, or nil when there
@@ -197,9 +203,14 @@ func (u *udpSocket) answer(r *routes, q *wire.Query, a *wire.Answer, b *batch, i
 		u.count.refused.Add(1)
 		return refusal(data, b.reply[i][:], verdict)
 	case wire.Plain:
-		if reply := r.direct(q, a, b.reply[i][:]); reply != nil {
+		reply, to, by := r.direct(q, a, b.reply[i][:])
+		if reply != nil {
 			u.count.direct.Add(1)
 			return reply
+		}
+		if by != nil && u.relay(r, to, by, q, a, b, i) {
+			u.count.relay.Add(1)
+			return nil
 		}
 	}
 	s := u.listener.server

@@ -27,6 +27,9 @@ type Answer struct {
 	// handlers made of them (the header plugin): bits of the header's second
 	// 16-bit word, such as 0x0080 for RA.
 	SetFlags, ClearFlags uint16
+	// Kept says that a handler wants to keep the answer if it comes from
+	// elsewhere: such an answer has to pass through the chain.
+	Kept bool
 
 	q         *Query
 	buf       []byte
@@ -65,6 +68,19 @@ func (a *Answer) Begin(q *Query, buf []byte) bool {
 	}
 	copy(buf[headerLen:], q.Question)
 	return true
+}
+
+// Adopt makes a the answer to q that b is, complete, for those who look at
+// answers; its addresses are put in random order if shuffle says so.
+func (a *Answer) Adopt(q *Query, b []byte, shuffle bool) {
+	*a = Answer{q: q, buf: b, n: len(b), rng: a.rng, Rcode: b[3] & 0x0f, Shuffle: shuffle}
+	for s := range a.counts {
+		a.counts[s] = binary.BigEndian.Uint16(b[6+2*s:])
+	}
+	if shuffle {
+		a.findAddresses()
+		a.shuffle(a.addrs)
+	}
 }
 
 // Append adds packed records to a section. Owner names that are compression

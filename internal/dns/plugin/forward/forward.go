@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -17,6 +19,7 @@ import (
 
 	"github.com/rutter-project/rutter/internal/dns/plugin"
 	"github.com/rutter-project/rutter/internal/dns/plugin/metadata"
+	"github.com/rutter-project/rutter/internal/dns/plugin/scope"
 )
 
 const name = "forward"
@@ -45,6 +48,11 @@ type handler struct {
 
 	everywhere *atomic.Int64 // queries in all forward lines of the process
 
+	scope, exceptScope scope.Scope // from and except
+	relays             bool        // relayable, known at start
+	mu                 sync.Mutex
+	sockets            map[*socket]struct{} // of the relay
+
 	ctx    context.Context // from start to stop: health checks live in it
 	cancel context.CancelFunc
 	tasks  sync.WaitGroup
@@ -62,6 +70,7 @@ func (h *handler) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg
 	if !plugin.InZone(q.Name(), h.from) || h.except.Matches(q.Name()) != "" {
 		return plugin.NextOrFailure(name, h.next, ctx, w, r)
 	}
+	relayed := h.resumedFor(ctx, q)
 	if n := h.inFlight.Add(1); h.maxConcurrent > 0 && n > int64(h.maxConcurrent) {
 		h.inFlight.Add(-1)
 		h.metrics.rejected.Inc()
@@ -78,15 +87,23 @@ func (h *handler) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg
 	if err != nil {
 		return dns.RcodeServerFailure, fmt.Errorf("packing the query: %w", err)
 	}
-	return h.attempt(ctx, q, query)
+	return h.attempt(ctx, q, query, relayed)
 }
 
 // attempt tries upstreams in the policy's order, again from the first when none
 // is left, until one replies, the time is over or there were too many attempts.
-func (h *handler) attempt(ctx context.Context, q *plugin.Request, query *packed) (int, error) {
-	ctx, cancel := context.WithTimeout(ctx, maxTime)
+// If the query was relayed (nil if not) that was the first attempt.
+func (h *handler) attempt(ctx context.Context, q *plugin.Request, query *packed, relayed *resumed) (int, error) {
+	start := time.Now()
+	var list []*upstream
+	if relayed != nil {
+		start = relayed.sent
+		list = h.policy.after(h.upstreams, slices.Index(h.upstreams, relayed.upstream))
+	} else {
+		list = h.policy.order(h.upstreams)
+	}
+	ctx, cancel := context.WithDeadline(ctx, start.Add(maxTime))
 	defer cancel()
-	list := h.policy.order(h.upstreams)
 	passed := 0 // upstreams in a row that were down or whose rcode asks for another
 	failed := 0 // attempts without a reply
 	lastErr := errNoHealthy
@@ -95,7 +112,8 @@ func (h *handler) attempt(ctx context.Context, q *plugin.Request, query *packed)
 			i, passed = 0, 0
 		}
 		u := list[i]
-		if u.down(h.maxFails) {
+		first := relayed // the attempt that was made
+		if relayed = nil; first == nil && u.down(h.maxFails) {
 			if passed++; passed < len(list) {
 				continue
 			}
@@ -107,7 +125,13 @@ func (h *handler) attempt(ctx context.Context, q *plugin.Request, query *packed)
 			u = list[rand.IntN(len(list))]
 		}
 		metadata.Set(ctx, "forward/upstream", func() string { return u.addr })
-		m, err := h.ask(ctx, u, q, query)
+		var m *dns.Msg
+		var err error
+		if first != nil {
+			m, err = h.outcome(ctx, first, q, query)
+		} else {
+			m, err = h.ask(ctx, u, q, query)
+		}
 		if err != nil {
 			lastErr = err
 			failed++
@@ -147,6 +171,21 @@ func (h *handler) ask(ctx context.Context, u *upstream, q *plugin.Request, query
 	return m, err
 }
 
+// outcome is what ask would have returned for the attempt of the relay.
+func (h *handler) outcome(ctx context.Context, r *resumed, q *plugin.Request, query *packed) (*dns.Msg, error) {
+	switch {
+	case r.err != nil:
+		return nil, r.err
+	case r.raw == nil:
+		return h.ask(ctx, r.upstream, q, query)
+	}
+	m, err := r.upstream.reply(query, r.raw, false, r.sent)
+	if err == nil && m.Truncated && h.preferUDP {
+		return r.upstream.exchange(ctx, query, true)
+	}
+	return m, err
+}
+
 // answers tells whether m is a reply to q's question.
 func answers(m *dns.Msg, q *plugin.Request) bool {
 	if !m.Response || len(m.Question) != 1 {
@@ -170,6 +209,7 @@ func (h *handler) start(ctx context.Context) error {
 		return err
 	}
 	h.ctx, h.cancel = context.WithCancel(ctx)
+	h.relays = h.relayable()
 	for _, u := range h.upstreams {
 		u.metrics = h.metrics
 		u.start(&h.options)
@@ -185,6 +225,7 @@ func (h *handler) start(ctx context.Context) error {
 				for _, u := range h.upstreams {
 					u.tidy(now)
 				}
+				h.tidySockets(now)
 			}
 		}
 	})
@@ -199,6 +240,16 @@ func (h *handler) stop() error {
 	for _, u := range h.upstreams {
 		u.stop()
 	}
+	for _, s := range h.openSockets() {
+		s.end(net.ErrClosed)
+	}
 	h.tasks.Wait()
 	return nil
+}
+
+// openSockets lists those of the relay.
+func (h *handler) openSockets() []*socket {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Collect(maps.Keys(h.sockets))
 }

@@ -2,6 +2,7 @@ package forward
 
 import (
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/miekg/dns"
@@ -49,12 +50,46 @@ func (m *metrics) connection(to, proto string, reused bool) {
 	c.WithLabelValues(name, to, proto).Inc()
 }
 
+// known are the metrics of an upstream that have been looked up by their labels.
+type known struct {
+	hit       atomic.Pointer[prometheus.Counter]
+	durations [16]atomic.Pointer[prometheus.Observer] // by rcode
+}
+
+// socket is connection for the relay, and replied is duration.
+func (m *metrics) socket(u *upstream, reused bool) {
+	if !reused {
+		m.connection(u.addr, "udp", false)
+		return
+	}
+	c := u.known.hit.Load()
+	if c == nil {
+		hit := m.hits.WithLabelValues(name, u.addr, "udp")
+		c = &hit
+		u.known.hit.Store(c)
+	}
+	(*c).Inc()
+}
+
+func (m *metrics) replied(u *upstream, rcode int, d time.Duration) {
+	o := u.known.durations[rcode].Load()
+	if o == nil {
+		durations := m.durations.WithLabelValues(name, u.addr, rcodeText(rcode))
+		o = &durations
+		u.known.durations[rcode].Store(o)
+	}
+	(*o).Observe(d.Seconds())
+}
+
 func (m *metrics) checkFailed(to string) { m.failures.WithLabelValues(name, to).Inc() }
 
 func (m *metrics) duration(to string, rcode int, d time.Duration) {
-	text, ok := dns.RcodeToString[rcode]
-	if !ok {
-		text = strconv.Itoa(rcode)
+	m.durations.WithLabelValues(name, to, rcodeText(rcode)).Observe(d.Seconds())
+}
+
+func rcodeText(rcode int) string {
+	if text, ok := dns.RcodeToString[rcode]; ok {
+		return text
 	}
-	m.durations.WithLabelValues(name, to, text).Observe(d.Seconds())
+	return strconv.Itoa(rcode)
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/rutter-project/rutter/internal/corefile"
 	"github.com/rutter-project/rutter/internal/dns/plugin"
 	"github.com/rutter-project/rutter/internal/dns/plugin/clienttls"
+	"github.com/rutter-project/rutter/internal/dns/plugin/scope"
 )
 
 // options are what a forward line says besides its upstreams.
@@ -129,6 +130,8 @@ func parse(b *plugin.Block, d corefile.Directive) (*handler, error) {
 		h.maxAttempts = 2 * (len(h.upstreams) + len(h.names))
 	}
 	h.check.tcp = h.forceTCP
+	h.scope, h.exceptScope = scope.Of(h.from), scope.Of(h.except...)
+	h.sockets = make(map[*socket]struct{})
 	return h, nil
 }
 

@@ -35,6 +35,7 @@ type upstream struct {
 
 	dialTime atomic.Int64 // running average, ns
 	health   health
+	known    known
 }
 
 // Dial time-outs adapt: twice the running average, within these bounds.
@@ -127,6 +128,11 @@ func (u *upstream) exchange(ctx context.Context, query *packed, stream bool) (*d
 	if err != nil {
 		return nil, err
 	}
+	return u.reply(query, raw, stream, start)
+}
+
+// reply unpacks the reply to query, which was sent at start.
+func (u *upstream) reply(query *packed, raw []byte, stream bool, start time.Time) (*dns.Msg, error) {
 	m := new(dns.Msg)
 	if err := m.Unpack(raw); err != nil {
 		return nil, &unpackError{upstream: u.addr, err: err}

@@ -45,7 +45,7 @@ func (h *handler) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg
 }
 
 func (h *handler) logged(ctx context.Context, rule *rule, q *plugin.Request) (int, error) {
-	start := time.Now()
+	start := plugin.Received(ctx)
 	rec := plugin.NewRecorder(q.W)
 	rcode, err := plugin.NextOrFailure(name, h.next, ctx, rec, q.Req)
 	m := rec.Msg

@@ -18,6 +18,7 @@ import (
 
 	"github.com/rutter-project/rutter/internal/corefile"
 	"github.com/rutter-project/rutter/internal/dns/plugin"
+	"github.com/rutter-project/rutter/internal/dns/wire"
 )
 
 const name = "loop"
@@ -88,6 +89,14 @@ func (h *handler) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg
 			w.RemoteAddr(), h.addr, h.zone, h.qname))
 	}
 	return plugin.NextOrFailure(name, h.next, ctx, w, r)
+}
+
+// ServeDirect keeps the probe's type from being passed on unseen.
+func (h *handler) ServeDirect(q *wire.Query, _ *wire.Answer) plugin.Outcome {
+	if q.Type == dns.TypeHINFO && !h.off.Load() {
+		return plugin.Chain
+	}
+	return plugin.Next
 }
 
 const (

@@ -35,7 +35,7 @@ func (h *handler) Name() string { return name }
 
 // ServeDNS counts what the plugins below answer.
 func (h *handler) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (int, error) {
-	start := time.Now()
+	start := plugin.Received(ctx)
 	state := plugin.Request{W: w, Req: r}
 	q := requestOf(&state)
 	rec := plugin.NewRecorder(w)
