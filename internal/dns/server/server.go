@@ -3,10 +3,11 @@
 // A query's way, in order: udp.go or tcp.go reads it; wire.Query.Parse judges
 // it; route.go finds the server block of the longest matching zone; direct.go
 // answers it at once on the reading goroutine if the block's plugins can;
-// relay.go hands it to one that passes it on as it is; else chain.go hands it to a bounded number of workers that run the plugins'
-// ServeDNS, and reply.go fits what they wrote to the client. compile.go turns
-// the blocks of a Corefile into a generation of routes; this file starts,
-// replaces and stops generations; listen.go opens sockets, which outlive them.
+// relay.go hands it to one that passes it on as it is; else chain.go hands it
+// to a bounded number of workers that run the plugins' ServeDNS, and reply.go
+// fits what they wrote to the client. compile.go turns the blocks of a Corefile
+// into a generation of routes; this file starts, replaces and stops generations;
+// listen.go opens sockets, which outlive them.
 package server
 
 import (
