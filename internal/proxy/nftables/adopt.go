@@ -93,7 +93,7 @@ func (t *table) listSets() (*found, error) {
 		}
 		m := make(map[string]string)
 		held[id] = m
-		attrs := nfnetlink.AppendString(nil, unix.NFTA_SET_ELEM_LIST_TABLE, tableName)
+		attrs := nfnetlink.AppendString(nil, unix.NFTA_SET_ELEM_LIST_TABLE, t.name)
 		attrs = nfnetlink.AppendString(attrs, unix.NFTA_SET_ELEM_LIST_SET, t.rules.sets[id].name)
 		err := t.conn.Dump(t.fam, subsystem|unix.NFT_MSG_GETSETELEM, attrs, func() { clear(m) }, func(b []byte) {
 			nfnetlink.Attributes(b, func(typ uint16, list []byte) {
@@ -323,7 +323,7 @@ func (t *table) chains() ([]string, error) {
 				name = cString(v)
 			}
 		})
-		if table == tableName {
+		if table == t.name {
 			names = append(names, name)
 		}
 	})
@@ -351,7 +351,7 @@ func (t *table) layout() (version string, ok bool, err error) {
 				}
 			}
 		})
-		if name == tableName {
+		if name == t.name {
 			version, ok = comment, true
 		}
 	})

@@ -14,6 +14,7 @@ import (
 type batch struct {
 	nfnetlink.Batch
 	family byte
+	table  string
 }
 
 const subsystem = unix.NFNL_SUBSYS_NFTABLES << 8
@@ -22,14 +23,14 @@ func (b *batch) start(typ, flags uint16) { b.Start(subsystem|typ, flags) }
 
 func (b *batch) addTable() {
 	b.start(unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE)
-	b.String(unix.NFTA_TABLE_NAME, tableName)
+	b.String(unix.NFTA_TABLE_NAME, b.table)
 	b.Attr(nftaTableUserdata, tableComment())
 	b.End()
 }
 
-func (b *batch) deleteTable(name string) {
+func (b *batch) deleteTable() {
 	b.start(unix.NFT_MSG_DELTABLE, 0)
-	b.String(unix.NFTA_TABLE_NAME, name)
+	b.String(unix.NFTA_TABLE_NAME, b.table)
 	b.End()
 }
 
@@ -41,7 +42,7 @@ func tableComment() []byte {
 
 func (b *batch) addChain(c *chain) {
 	b.start(unix.NFT_MSG_NEWCHAIN, unix.NLM_F_CREATE)
-	b.String(unix.NFTA_CHAIN_TABLE, tableName)
+	b.String(unix.NFTA_CHAIN_TABLE, b.table)
 	b.String(unix.NFTA_CHAIN_NAME, c.name)
 	if c.hook >= 0 {
 		hook := b.Nest(unix.NFTA_CHAIN_HOOK)
@@ -56,12 +57,12 @@ func (b *batch) addChain(c *chain) {
 // setRules replaces the chain's rules.
 func (b *batch) setRules(c *chain) error {
 	b.start(unix.NFT_MSG_DELRULE, 0)
-	b.String(unix.NFTA_RULE_TABLE, tableName)
+	b.String(unix.NFTA_RULE_TABLE, b.table)
 	b.String(unix.NFTA_RULE_CHAIN, c.name)
 	b.End()
 	for _, r := range c.rules {
 		b.start(unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_APPEND)
-		b.String(unix.NFTA_RULE_TABLE, tableName)
+		b.String(unix.NFTA_RULE_TABLE, b.table)
 		b.String(unix.NFTA_RULE_CHAIN, c.name)
 		list := b.Nest(unix.NFTA_RULE_EXPRESSIONS)
 		for _, e := range r {
@@ -85,7 +86,7 @@ func (b *batch) setRules(c *chain) error {
 
 func (b *batch) deleteChain(name string) {
 	b.start(unix.NFT_MSG_DELCHAIN, 0)
-	b.String(unix.NFTA_CHAIN_TABLE, tableName)
+	b.String(unix.NFTA_CHAIN_TABLE, b.table)
 	b.String(unix.NFTA_CHAIN_NAME, name)
 	b.End()
 }
@@ -100,7 +101,7 @@ func (b *batch) addSet(id uint32, s *setSpec) {
 		flags |= 0x80 // NFT_SET_CONCAT, not in x/sys
 	}
 	b.start(unix.NFT_MSG_NEWSET, unix.NLM_F_CREATE)
-	b.String(unix.NFTA_SET_TABLE, tableName)
+	b.String(unix.NFTA_SET_TABLE, b.table)
 	b.String(unix.NFTA_SET_NAME, s.name)
 	b.Uint32(unix.NFTA_SET_ID, id)
 	b.Uint32(unix.NFTA_SET_FLAGS, flags)
@@ -163,7 +164,7 @@ func (l *elementList) open(more int) {
 	} else {
 		l.w.start(unix.NFT_MSG_DELSETELEM, 0)
 	}
-	l.w.String(unix.NFTA_SET_ELEM_LIST_TABLE, tableName)
+	l.w.String(unix.NFTA_SET_ELEM_LIST_TABLE, l.w.table)
 	l.w.String(unix.NFTA_SET_ELEM_LIST_SET, l.name)
 	l.nest = l.w.Nest(unix.NFTA_SET_ELEM_LIST_ELEMENTS)
 }

@@ -120,6 +120,16 @@ func (l *rules) staticChains() []chain {
 		join(rule{&expr.Meta{Key: expr.MetaKeyMARK, Register: r.src}}, maskNotZero(r.src, l.mark), l.changeMark(^l.mark, 0), masquerade),
 		join(l.rewritten(), l.loadSrc(r.src), l.loadDst(r.src+l.addrLen()/4), l.lookup(setHairpins, r.src), masquerade),
 	}
+	if l.relayed {
+		// What stays on this node leaves by its loopback device.
+		lo := make([]byte, unix.IFNAMSIZ)
+		copy(lo, "lo")
+		postrouting = append([]rule{{
+			&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: r.src},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: r.src, Data: lo},
+			&expr.Verdict{Kind: expr.VerdictReturn},
+		}}, postrouting...)
+	}
 	if l.counters {
 		// NAT chains see the first packet of a connection only.
 		postrouting = append([]rule{l.count(setConnections)}, postrouting...)

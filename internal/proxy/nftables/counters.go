@@ -39,7 +39,7 @@ func (d *Dataplane) Counters() (map[dataplane.Flow]dataplane.Count, error) {
 }
 
 func (t *table) counters(set setID, yield func(f dataplane.Flow, packets, bytes uint64)) error {
-	attrs := nfnetlink.AppendString(nil, unix.NFTA_SET_ELEM_LIST_TABLE, tableName)
+	attrs := nfnetlink.AppendString(nil, unix.NFTA_SET_ELEM_LIST_TABLE, t.name)
 	attrs = nfnetlink.AppendString(attrs, unix.NFTA_SET_ELEM_LIST_SET, t.rules.sets[set].name)
 	// A listing that is repeated sets the same flows again.
 	return t.conn.Dump(t.fam, subsystem|unix.NFT_MSG_GETSETELEM, attrs, func() {}, func(b []byte) {

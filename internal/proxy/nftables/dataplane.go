@@ -25,6 +25,7 @@ import (
 // Dataplane holds plans in the kernel's tables of the network namespace it was
 // opened in. Its methods may be called by several goroutines.
 type Dataplane struct {
+	name   string // of the tables
 	mu     sync.Mutex
 	conn   *nfnetlink.Conn
 	tables []*table
@@ -32,17 +33,25 @@ type Dataplane struct {
 
 // Open connects to the kernel and makes the tables, without services, unless
 // they exist; then they are left working as they are until Adopt.
-func Open(cfg dataplane.Config) (*Dataplane, error) {
+func Open(cfg dataplane.Config) (*Dataplane, error) { return open(cfg, tableName, false) }
+
+// OpenRelayed opens tables of another name, for plans whose endpoints are
+// sockets of this node: what goes to these keeps its source, whatever the rules
+// say.
+func OpenRelayed(cfg dataplane.Config, name string) (*Dataplane, error) { return open(cfg, name, true) }
+
+func open(cfg dataplane.Config, name string, relayed bool) (*Dataplane, error) {
 	c, err := nfnetlink.Dial()
 	if err != nil {
 		return nil, explain(err)
 	}
-	d := &Dataplane{conn: c}
+	d := &Dataplane{name: name, conn: c}
 	for _, f := range []struct{ on, v6 bool }{{cfg.IPv4, false}, {cfg.IPv6, true}} {
 		if !f.on {
 			continue
 		}
-		t := newTable(c, f.v6, &cfg)
+		t := newTable(c, f.v6, &cfg, name)
+		t.rules.relayed = relayed
 		if err := t.open(); err != nil {
 			c.Close()
 			return nil, explain(err)
@@ -58,15 +67,15 @@ func (t *table) open() error {
 		return err
 	}
 	if exists && version != layoutVersion {
-		t.log.Info("the kernel's table has another layout and is replaced", "table", tableName, "found", version, "want", layoutVersion)
+		t.log.Info("the kernel's table has another layout and is replaced", "table", t.name, "found", version, "want", layoutVersion)
 		w := t.begin()
-		w.deleteTable(tableName)
+		w.deleteTable()
 		if err := t.conn.Commit(&w.Batch); err != nil {
-			return fmt.Errorf("delete table %s: %w", tableName, err)
+			return fmt.Errorf("delete table %s: %w", t.name, err)
 		}
 	}
 	if err := t.skeleton(); err != nil {
-		return fmt.Errorf("make table %s (%s): %w", tableName, t.family(), err)
+		return fmt.Errorf("make table %s (%s): %w", t.name, t.family(), err)
 	}
 	return nil
 }
@@ -135,6 +144,9 @@ func (d *Dataplane) each(f func(*table) ([]dataplane.Refusal, error)) ([]datapla
 // Cleanup removes the tables of both families.
 func Cleanup() error { return deleteTables(tableName) }
 
+// CleanupRelayed removes the tables that OpenRelayed made.
+func CleanupRelayed(name string) error { return deleteTables(name) }
+
 // deleteTables removes the tables of a name in both families, if they exist.
 func deleteTables(name string) error {
 	c, err := nfnetlink.Dial()
@@ -145,7 +157,8 @@ func deleteTables(name string) error {
 	for _, fam := range []byte{unix.NFPROTO_IPV4, unix.NFPROTO_IPV6} {
 		var w batch
 		w.Reset(fam, c)
-		w.deleteTable(name)
+		w.table = name
+		w.deleteTable()
 		err := c.Commit(&w.Batch)
 		// A kernel without nf_tables has no tables either.
 		if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EAFNOSUPPORT) {

@@ -12,7 +12,10 @@ import (
 )
 
 // Monitor tells of changes of our tables that are not ours.
-type Monitor struct{ conn *nfnetlink.Conn }
+type Monitor struct {
+	conn  *nfnetlink.Conn
+	table string
+}
 
 // Monitor begins to listen. What happens from now on is not missed.
 func (d *Dataplane) Monitor() (dataplane.Monitor, error) {
@@ -37,7 +40,7 @@ func (d *Dataplane) Monitor() (dataplane.Monitor, error) {
 		c.Close()
 		return nil, fmt.Errorf("nftables: watch for changes by others: %w", err)
 	}
-	return &Monitor{c}, nil
+	return &Monitor{c, d.name}, nil
 }
 
 // Run calls notify for each transaction of others that touched our tables,
@@ -52,7 +55,7 @@ func (m *Monitor) Run(notify func(dataplane.Intrusion)) error {
 			family, attrs := p[0], p[4:]
 			if typ&0xff != unix.NFT_MSG_NEWGEN {
 				ours := family == unix.NFPROTO_IPV4 || family == unix.NFPROTO_IPV6
-				touched = touched || ours && tableOf(attrs) == tableName
+				touched = touched || ours && tableOf(attrs) == m.table
 				return nil
 			}
 			// The end of a transaction, which names who made it.

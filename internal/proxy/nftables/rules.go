@@ -33,6 +33,8 @@ type rules struct {
 	mark uint32
 	// counters counts connections, bytes the bytes of each packet.
 	counters, bytes bool
+	// relayed: see OpenRelayed.
+	relayed bool
 }
 
 // rule is the expressions of a rule: expr.Any, or ctOf.

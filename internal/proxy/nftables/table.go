@@ -18,6 +18,7 @@ import (
 
 // table is the table of one family and what we know it holds.
 type table struct {
+	name  string
 	conn  *nfnetlink.Conn
 	rules rules
 	log   *slog.Logger
@@ -37,8 +38,9 @@ type table struct {
 	key, data []byte // of an element that is compared
 }
 
-func newTable(c *nfnetlink.Conn, v6 bool, cfg *dataplane.Config) *table {
+func newTable(c *nfnetlink.Conn, v6 bool, cfg *dataplane.Config, name string) *table {
 	t := &table{
+		name:       name,
 		conn:       c,
 		rules:      rules{v6: v6, r: registersOf(v6), sets: setSpecs(v6), plan: cfg.Rules, mark: 1 << cfg.MasqueradeBit, counters: cfg.Counters, bytes: cfg.CountBytes},
 		fam:        unix.NFPROTO_IPV4,
@@ -96,7 +98,7 @@ func (t *table) family() string {
 }
 
 func (t *table) begin() *batch {
-	t.w.family = t.fam
+	t.w.family, t.w.table = t.fam, t.name
 	t.w.Reset(t.fam, t.conn)
 	return &t.w
 }
