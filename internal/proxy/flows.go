@@ -22,6 +22,9 @@ type flows struct {
 	lastErr string
 }
 
+// relayer is a dataplane that directs flows to sockets of its own.
+type relayer interface{ Relays(netip.AddrPort) bool }
+
 // datagram is where the UDP and SCTP flows of a planned service may lead.
 func datagram(s *plan.Service) conntrack.Wanted {
 	var w conntrack.Wanted
@@ -91,6 +94,9 @@ func (p *Proxy) cleanFlows() {
 		return
 	}
 	node := conntrack.Node{Addrs: addrs}
+	if r, ok := p.data.(relayer); ok {
+		node.Relays = r.Relays
+	}
 	if f.orphans {
 		// An orphan is what belongs to none of the front ends: all must be known.
 		for _, fronts := range f.held {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/rutter-project/rutter/internal/proxy/dataplane"
 	"github.com/rutter-project/rutter/internal/proxy/nftables"
+	"github.com/rutter-project/rutter/internal/proxy/userspace"
 )
 
 // The modes: the parts of the kernel, or of this process, that can hold a plan.
@@ -18,6 +19,9 @@ const (
 	ModeIPTables  = "iptables"
 	ModeIPVS      = "ipvs"
 	ModeUserspace = "userspace"
+	// ModeLoopback is userspace mode without privilege: it listens on service
+	// addresses, which must be this host's own, as those of 127.0.0.0/8 are.
+	ModeLoopback = "loopback"
 )
 
 // mode is one of them.
@@ -25,6 +29,9 @@ type mode struct {
 	name string
 	// shared tells that the mode's names in the kernel are kube-proxy's too.
 	shared bool
+	// kernelless tells that the mode leaves the kernel alone, and does not need
+	// to be allowed anything. It is only taken by its name.
+	kernelless bool
 	// probe tells in one line what this host lacks for the mode: a kernel
 	// module, a program. It changes nothing.
 	probe func() error
@@ -47,13 +54,30 @@ func modes() []mode {
 			retire:  func(context.Context, *slog.Logger) error { return nftables.Cleanup() },
 			cleanup: nftables.Cleanup,
 		},
+		{
+			name:    ModeUserspace,
+			probe:   userspace.Probe,
+			open:    func(c dataplane.Config, _ *Config) (dataplane.Dataplane, error) { return userspace.Open(c, false) },
+			retire:  userspace.Retire,
+			cleanup: userspace.Cleanup,
+		},
+		{
+			name:       ModeLoopback,
+			kernelless: true,
+			probe:      func() error { return nil },
+			open:       func(c dataplane.Config, _ *Config) (dataplane.Dataplane, error) { return userspace.Open(c, true) },
+			retire:     func(context.Context, *slog.Logger) error { return nil },
+			cleanup:    func() error { return nil },
+		},
 	}
 }
 
 // Modes names the modes, the best first.
 func Modes() (names []string) {
 	for _, m := range modes() {
-		names = append(names, m.name)
+		if !m.kernelless {
+			names = append(names, m.name)
+		}
 	}
 	return names
 }
@@ -64,7 +88,7 @@ func selectMode(name string, log *slog.Logger) (mode, error) {
 	all := modes()
 	var lacks []string
 	for _, m := range all {
-		if name != "" && m.name != name {
+		if name != "" && m.name != name || name == "" && m.kernelless {
 			continue
 		}
 		err := m.probe()
@@ -80,7 +104,7 @@ func selectMode(name string, log *slog.Logger) (mode, error) {
 		}
 		var works []string
 		for _, other := range all {
-			if other.name != name && other.probe() == nil {
+			if other.name != name && !other.kernelless && other.probe() == nil {
 				works = append(works, other.name)
 			}
 		}

@@ -118,7 +118,7 @@ func (p *Proxy) retireOthers() {
 		}
 	}
 	for _, m := range modes() {
-		if m.name == p.mode.name || p.upkeep.Err() != nil || m.shared && !p.cfg.ReplacesKubeProxy {
+		if p.mode.kernelless || m.name == p.mode.name || p.upkeep.Err() != nil || m.shared && !p.cfg.ReplacesKubeProxy {
 			continue
 		}
 		p.loop(func() {

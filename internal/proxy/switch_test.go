@@ -90,7 +90,7 @@ func (w switchWorld) probe(mode string) (err error) {
 // it.
 func (w switchWorld) answer(pod string) string {
 	if w.proxy.Status().Mode == proxy.ModeUserspace {
-		return pod + " 10.244.0.1"
+		return pod + " 169.254.1.1" // the node's side of the link
 	}
 	return pod + " 10.244.0.9"
 }

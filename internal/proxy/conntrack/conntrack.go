@@ -42,6 +42,10 @@ type Node struct {
 	// whose front end is not in Wanted are removed too. For use when Wanted
 	// holds all front ends there are.
 	Orphans []netip.Prefix
+	// Relays tells whether an address is that of a socket of this node which
+	// relays to the endpoints: flows that lead there are wanted while there is
+	// an endpoint. Nil if there are none such.
+	Relays func(netip.AddrPort) bool
 }
 
 // Cleaner removes flows in the network namespace it was opened in. It is used
@@ -111,7 +115,10 @@ func (w Wanted) stale(f *flow, node *Node) bool {
 	if !ok {
 		return f.from != f.dst && slices.ContainsFunc(node.Orphans, func(p netip.Prefix) bool { return p.Contains(f.dst.Addr()) })
 	}
-	return !slices.Contains(endpoints, f.from)
+	if slices.Contains(endpoints, f.from) {
+		return false
+	}
+	return node.Relays == nil || len(endpoints) == 0 || !node.Relays(f.from)
 }
 
 func (c *Cleaner) clean(w Wanted, node Node, v6 bool, proto catalog.Protocol) (int, error) {
