@@ -210,9 +210,8 @@ func (c *Conn) Close() error { return unix.Close(c.fd) }
 // those that the filter drops, and wait for them without limit.
 func (c *Conn) Listen(group int, filter []unix.SockFilter) error {
 	if len(filter) > 0 {
-		program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
-		if err := unix.SetsockoptSockFprog(c.fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &program); err != nil {
-			return fmt.Errorf("attach a filter to the netlink socket: %w", err)
+		if err := c.Filter(filter); err != nil {
+			return err
 		}
 	}
 	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
@@ -221,6 +220,16 @@ func (c *Conn) Listen(group int, filter []unix.SockFilter) error {
 	}
 	c.wake = wake
 	return unix.SetsockoptInt(c.fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, group)
+}
+
+// Filter makes the socket receive only what the filter passes, from now on. It
+// may be called while another goroutine is in Receive.
+func (c *Conn) Filter(filter []unix.SockFilter) error {
+	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	if err := unix.SetsockoptSockFprog(c.fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &program); err != nil {
+		return fmt.Errorf("attach a filter to the netlink socket: %w", err)
+	}
+	return nil
 }
 
 // Receive waits for one datagram of notices and calls f for each message in it.

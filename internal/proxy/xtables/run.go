@@ -63,12 +63,20 @@ func (n *namespace) do(f func() error) error {
 	return <-ch
 }
 
+// Do calls f on a thread that is in the network namespace of the programs.
+func (p *Programs) Do(f func() error) error { return p.space.do(f) }
+
 // run runs a program and returns what it printed. It has our network namespace
-// because a child begins in that of the thread that makes it.
-func (p *Programs) run(ctx context.Context, input []byte, program string, args ...string) ([]byte, error) {
+// because a child begins in that of the thread that makes it. started may be
+// nil.
+func (p *Programs) run(ctx context.Context, input []byte, started func(pid int), program string, args ...string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, program, args...)
 	var stdout, stderr bytes.Buffer
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(input), &stdout, &stderr
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", program, err)
+	}
 	// Killed between two tables it would leave half: it is asked to end.
 	cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGTERM) }
 	// Messages are recognised by their words.
@@ -76,7 +84,12 @@ func (p *Programs) run(ctx context.Context, input []byte, program string, args .
 	if err := p.space.do(cmd.Start); err != nil {
 		return nil, fmt.Errorf("%s: %w", program, err)
 	}
-	err := cmd.Wait()
+	if started != nil {
+		started(cmd.Process.Pid)
+	}
+	_, _ = stdin.Write(input) // one that does not read all says why when it ends
+	stdin.Close()
+	err = cmd.Wait()
 	var exit *exec.ExitError
 	switch {
 	case err == nil:

@@ -8,6 +8,7 @@
 package xtables
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -145,9 +146,17 @@ func (p *Programs) Save(ctx context.Context, table string) ([]byte, error) {
 	if !p.hasTable(table) {
 		return nil, nil
 	}
-	out, err := p.run(ctx, nil, p.name+"-save", "-t", table)
+	out, err := p.run(ctx, nil, nil, p.name+"-save", "-t", table)
 	if err != nil {
 		return nil, err
+	}
+	if bytes.Contains(out, []byte("is incompatible, use 'nft' tool")) {
+		family := "ip"
+		if p.V6 {
+			family = "ip6"
+		}
+		return nil, fmt.Errorf("%s-save: table %s has rules that another program wrote in nftables' own form, which iptables cannot read: "+
+			"move them to a table of their own (nft list table %s %s shows them)", p.name, table, family, table)
 	}
 	return out, nil
 }
@@ -156,19 +165,25 @@ func (p *Programs) Save(ctx context.Context, table string) ([]byte, error) {
 // declares are emptied first, others stay. Each table's part is carried out
 // wholly or not at all. An input that is not taken gives a *RestoreError.
 func (p *Programs) Restore(ctx context.Context, input []byte) error {
-	_, err := p.run(ctx, input, p.name+"-restore", p.wait("--noflush")...)
+	return p.RestoreAs(ctx, input, nil)
+}
+
+// RestoreAs is Restore; started is called with the process that does it before
+// it is given anything to do.
+func (p *Programs) RestoreAs(ctx context.Context, input []byte, started func(pid int)) error {
+	_, err := p.run(ctx, input, started, p.name+"-restore", p.wait("--noflush")...)
 	return err
 }
 
 // Check carries out nothing, but tells whether Restore would understand input.
 func (p *Programs) Check(ctx context.Context, input []byte) error {
-	_, err := p.run(ctx, input, p.name+"-restore", p.wait("--noflush", "--test")...)
+	_, err := p.run(ctx, input, nil, p.name+"-restore", p.wait("--noflush", "--test")...)
 	return err
 }
 
 // Run runs the plain program, as in Run(ctx, "-t", "nat", "-D", …).
 func (p *Programs) Run(ctx context.Context, args ...string) ([]byte, error) {
-	return p.run(ctx, nil, p.name, p.wait(args...)...)
+	return p.run(ctx, nil, nil, p.name, p.wait(args...)...)
 }
 
 // lockWait is how long a program waits for the lock, in seconds. Who calls
