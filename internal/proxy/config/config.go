@@ -213,7 +213,7 @@ func (c *Config) Default() {
 // kube-proxy, and the dataplane is the best that the host can do.
 func (c *Config) Complete() {
 	fill(&c.DetectLocalMode, LocalByClusterCIDR)
-	if c.Mode == ModeNFTables && len(c.NodePortAddresses) == 0 {
+	if (c.Mode == ModeNFTables || c.Mode == ModeUserspace) && len(c.NodePortAddresses) == 0 {
 		c.NodePortAddresses = []string{"primary"}
 	}
 }
@@ -221,7 +221,7 @@ func (c *Config) Complete() {
 // block is what the block of the active mode says.
 func (c *Config) block() (masqueradeAll bool, bit *int32, syncPeriod, minSyncPeriod Duration, field string) {
 	switch c.Mode {
-	case ModeNFTables:
+	case ModeNFTables, ModeUserspace:
 		return c.NFTables.MasqueradeAll, c.NFTables.MasqueradeBit, c.NFTables.SyncPeriod, c.NFTables.MinSyncPeriod, "nftables"
 	case ModeIPVS:
 		return c.IPTables.MasqueradeAll, c.IPTables.MasqueradeBit, c.IPVS.SyncPeriod, c.IPVS.MinSyncPeriod, "ipvs"

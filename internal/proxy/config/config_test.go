@@ -112,7 +112,7 @@ func TestFlags(t *testing.T) {
 		t.Errorf("%+v", p)
 	}
 	for _, args := range [][]string{
-		{"--proxy-mode=userspace"}, {"--iptables-sync-period=x"}, {"--feature-gates=x"}, {"--no-such-flag"},
+		{"--proxy-mode=carrierpigeon"}, {"--iptables-sync-period=x"}, {"--feature-gates=x"}, {"--no-such-flag"},
 		{"--hostname-override="}, {"--conntrack-min=many"}, {"--iptables-min-sync-period=1h"},
 	} {
 		if _, err := resolve(t, args...); err == nil {

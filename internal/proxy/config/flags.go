@@ -142,7 +142,7 @@ func (f *Flags) Resolve() (c *Config, warnings []string, err error) {
 // periods: the flags of iptables count unless the mode is ipvs, so they drive
 // nftables too.
 func (f *Flags) periods(c *Config) {
-	if c.Mode == ModeNFTables {
+	if c.Mode == ModeNFTables || c.Mode == ModeUserspace {
 		c.NFTables.SyncPeriod, c.NFTables.MinSyncPeriod = c.IPTables.SyncPeriod, c.IPTables.MinSyncPeriod
 		c.NFTables.MasqueradeAll = c.IPTables.MasqueradeAll
 		c.NFTables.MasqueradeBit = c.IPTables.MasqueradeBit

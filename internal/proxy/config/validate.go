@@ -21,7 +21,7 @@ func (c *Config) Validate() error {
 	v.hostPort("healthzBindAddress", c.HealthzBindAddress)
 	v.hostPort("metricsBindAddress", c.MetricsBindAddress)
 	if c.Mode != "" {
-		v.oneOf("mode", c.Mode, ModeIPTables, ModeIPVS, ModeNFTables)
+		v.oneOf("mode", c.Mode, ModeIPTables, ModeIPVS, ModeNFTables, ModeUserspace)
 	}
 	v.oneOf("detectLocalMode", c.DetectLocalMode, LocalByClusterCIDR, LocalByNodeCIDR, LocalByBridge, LocalByPrefix)
 	switch c.DetectLocalMode {
