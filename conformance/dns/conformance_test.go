@@ -136,6 +136,12 @@ func (e *environment) start(t *testing.T, name, file string) *comparison {
 			}
 		case "odd":
 			c.odd = true
+		case "etcd": // what is in the etcd at {ETCD}
+			etcd := startEtcd(t)
+			if err := etcd.load(string(f.Data)); err != nil {
+				t.Fatal(err)
+			}
+			corefile = strings.ReplaceAll(corefile, "{ETCD}", etcd.url)
 		default:
 			for _, d := range dirs {
 				path := filepath.Join(d, f.Name)
