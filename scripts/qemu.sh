@@ -47,7 +47,7 @@ for f in /usr/sbin/{ip6tables,iptables}{,-save,-restore,-nft,-nft-save,-nft-rest
 	[ ! -e "$f" ] || files+=(-file "$f")
 done
 
-vm() { "$tool" -kernel "$kernel" "${files[@]}" "$@"; }
+vm() { "$tool" -kernel "$kernel" -env RUTTER_IPVS=1 "${files[@]}" "$@"; }
 
 case ${1:-} in
 run)

@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/rutter-project/rutter/internal/catalog"
+	"github.com/rutter-project/rutter/internal/proxy/ipvs"
 	"github.com/rutter-project/rutter/internal/proxy/plan"
 )
 
@@ -30,6 +31,9 @@ type Config struct {
 	// IPv4 and IPv6 are the families to program. Neither: those that this host
 	// has.
 	IPv4, IPv6 bool
+
+	// IPVS are the options of mode ipvs.
+	IPVS ipvs.Options
 
 	MasqueradeAll bool
 	// MasqueradeBit is the bit of the packet mark that tells packets to

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/rutter-project/rutter/internal/proxy/dataplane"
+	"github.com/rutter-project/rutter/internal/proxy/ipvs"
 	"github.com/rutter-project/rutter/internal/proxy/nftables"
 	"github.com/rutter-project/rutter/internal/proxy/userspace"
 )
@@ -53,6 +54,13 @@ func modes() []mode {
 			open:    func(c dataplane.Config, _ *Config) (dataplane.Dataplane, error) { return nftables.Open(c) },
 			retire:  func(context.Context, *slog.Logger) error { return nftables.Cleanup() },
 			cleanup: nftables.Cleanup,
+		},
+		{
+			name:   ModeIPVS,
+			shared: true,
+			probe:  ipvs.Probe,
+			open:   func(c dataplane.Config, p *Config) (dataplane.Dataplane, error) { return ipvs.Open(c, p.IPVS) },
+			retire: ipvs.Retire, cleanup: ipvs.Cleanup,
 		},
 		{
 			name:    ModeUserspace,

@@ -18,7 +18,7 @@ type drainer interface {
 }
 
 // Switch changes the mode, and what goes with it, of a proxy that works: what
-// cfg says besides Mode, MasqueradeAll, MasqueradeBit, NodePortAddresses and
+// cfg says besides Mode, IPVS, MasqueradeAll, MasqueradeBit, NodePortAddresses and
 // LocalhostNodePorts is not looked at. The kernel holds everything in
 // the new mode before anything of the old is removed, and connections that
 // stand go on. After an error the old mode goes on as if nothing was asked.
@@ -54,6 +54,7 @@ func (p *Proxy) Switch(ctx context.Context, cfg Config) error {
 // It is only looked at under p.mu.
 func (p *Proxy) setModeConfig(c *Config) {
 	p.cfg.Mode, p.cfg.MasqueradeAll, p.cfg.MasqueradeBit = c.Mode, c.MasqueradeAll, c.MasqueradeBit
+	p.cfg.IPVS = c.IPVS
 	p.cfg.NodePortAddresses, p.cfg.LocalhostNodePorts = c.NodePortAddresses, c.LocalhostNodePorts
 }
 

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/rutter-project/rutter/internal/proxy"
+	"github.com/rutter-project/rutter/internal/proxy/ipvs"
 	"github.com/rutter-project/rutter/internal/proxy/plan"
 )
 
@@ -20,6 +21,19 @@ func (c *Config) Proxy() proxy.Config {
 		MasqueradeBit:     &mark,
 		NodePortAddresses: c.NodePortAddresses,
 		SyncPeriod:        period.Value(),
+		IPVS: ipvs.Options{
+			Scheduler:     c.IPVS.Scheduler,
+			StrictARP:     c.IPVS.StrictARP,
+			SyncPeriod:    c.IPVS.SyncPeriod.Value(),
+			TCPTimeout:    c.IPVS.TCPTimeout.Value(),
+			TCPFinTimeout: c.IPVS.TCPFinTimeout.Value(),
+			UDPTimeout:    c.IPVS.UDPTimeout.Value(),
+		},
+	}
+	for _, s := range c.IPVS.ExcludeCIDRs {
+		if p, err := netip.ParsePrefix(s); err == nil {
+			out.IPVS.ExcludeCIDRs = append(out.IPVS.ExcludeCIDRs, p.Masked())
+		}
 	}
 	if slices.Contains(proxy.Modes(), c.Mode) {
 		out.Mode = c.Mode
