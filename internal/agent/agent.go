@@ -29,6 +29,7 @@ import (
 	"github.com/rutter-project/rutter/internal/catalog"
 	"github.com/rutter-project/rutter/internal/dns/cluster"
 	"github.com/rutter-project/rutter/internal/dns/plugin/kubernetes"
+	"github.com/rutter-project/rutter/internal/dns/server"
 	"github.com/rutter-project/rutter/internal/heap"
 	"github.com/rutter-project/rutter/internal/kubeapi"
 	"github.com/rutter-project/rutter/internal/node/pod"
@@ -65,6 +66,7 @@ type agent struct {
 	source    *kube.Source
 	proxy     *proxy.Proxy
 	publisher *publisher
+	dns       *server.Server
 	saved     time.Time // of the snapshot that was restored
 	waiting   atomic.Pointer[string]
 	serving   atomic.Bool // DNS answers
@@ -108,6 +110,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err != nil {
 		return err
 	}
+	a.dns = dns
 	events := standalone.NewEvents(api, cfg.NodeName, cfg.Log)
 	kubeProxy, err := kubeProxyOptions(cfg)
 	if err != nil {
@@ -467,6 +470,10 @@ func (a *agent) status() Status {
 		if a.serving.Load() {
 			s.DNS.Listening = append(s.DNS.Listening, netip.AddrPortFrom(addr, 53).String())
 		}
+	}
+	if f := a.dns.ReloadFailure(); f != nil {
+		s.DNS.ReloadError, s.DNS.ReloadErrorSince = f.Err.Error(), f.Since
+		s.Degraded = append(s.Degraded, fmt.Sprintf("the Corefile cannot be loaded since %s, DNS serves by the one before: %s", f.Since.Format(time.RFC3339), f.Err))
 	}
 	for _, w := range a.source.Status() {
 		s.API = append(s.API, APIStatus{Kind: w.Kind.String(), Connected: w.Connected, Since: w.Since, LastEvent: w.LastEvent, Error: w.Error})

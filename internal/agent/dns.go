@@ -71,6 +71,7 @@ func newDNS(cfg Config, store *kubernetes.Store, registry *prometheus.Registry, 
 	return server.New(server.Config{
 		Blocks: blocks, Plugins: plugins, Log: cfg.Log, Registry: registry,
 		Version: version.Get().Version, Load: load, Fatal: fatal,
+		Elsewhere: "serve other addresses (--cluster-dns, --node-local-dns, or the bind plugin in --corefile)",
 	})
 }
 

@@ -58,9 +58,12 @@ type CatalogStatus struct {
 	SnapshotSaved time.Time
 }
 
-// DNSStatus says where DNS is served.
+// DNSStatus says where DNS is served, and why not by the Corefile as it is now:
+// empty when it is.
 type DNSStatus struct {
-	Listening []string
+	Listening        []string
+	ReloadError      string    `json:",omitempty"`
+	ReloadErrorSince time.Time `json:",omitzero"`
 }
 
 // serveStatus serves the local API on a unix socket until ctx ends. The

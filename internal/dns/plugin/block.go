@@ -33,6 +33,9 @@ type Env struct {
 	// changed. The hooks of the old configuration run after it returned, so a
 	// plugin may call it from its own goroutine.
 	Reload func(blocks []corefile.ServerBlock) error
+	// Reloaded is told how an attempt to serve what the Corefile says now went:
+	// nil when it is served. May be nil itself.
+	Reloaded func(error)
 	// Fatal ends the process with the error (the loop plugin).
 	Fatal func(error)
 

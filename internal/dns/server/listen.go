@@ -48,7 +48,7 @@ func (s *Server) open(gen *generation) (opened []*listener, err error) {
 		opened = append(opened, l)
 		if !s.portIsOurs(key.port) {
 			if err := probe(key); err != nil {
-				return opened, listenError("udp", key, err)
+				return opened, s.listenError("udp", key, err)
 			}
 		}
 		err := l.open(r)
@@ -97,7 +97,7 @@ func (l *listener) open(r *routes) error {
 	for range n {
 		pc, err := lc.ListenPacket(ctx, "udp", address)
 		if err != nil {
-			return listenError("udp", l.key, err)
+			return l.server.listenError("udp", l.key, err)
 		}
 		sock, err := newUDPSocket(l, pc.(*net.UDPConn))
 		if err != nil {
@@ -113,7 +113,7 @@ func (l *listener) open(r *routes) error {
 	}
 	t, err := lc.Listen(ctx, "tcp", address)
 	if err != nil {
-		return listenError("tcp", l.key, err)
+		return l.server.listenError("tcp", l.key, err)
 	}
 	l.tcp = t
 	return nil
@@ -147,14 +147,14 @@ func (h hint) Unwrap() error { return h.error }
 
 // listenError says in one line what keeps a port from being opened and what to
 // do about it.
-func listenError(network string, key listenerKey, err error) error {
+func (s *Server) listenError(network string, key listenerKey, err error) error {
 	where := net.JoinHostPort(key.addr, key.port)
 	flag := map[string]string{"udp": "u", "tcp": "t"}[network]
 	switch {
 	case errors.Is(err, unix.EADDRINUSE):
-		return hint{err, fmt.Sprintf("listen %s %s: address already in use: another DNS server has it (ss -%slpn 'sport = :%s' shows which); stop it, or choose another port with -dns.port or another address with the bind plugin", network, where, flag, key.port)}
+		return hint{err, fmt.Sprintf("listen %s %s: address already in use: another DNS server has it (ss -%slpn 'sport = :%s' shows which); stop it, or %s", network, where, flag, key.port, s.cfg.Elsewhere)}
 	case errors.Is(err, unix.EACCES):
-		return fmt.Errorf("listen %s %s: permission denied: a port below 1024 needs root or CAP_NET_BIND_SERVICE; or choose another port with -dns.port", network, where)
+		return fmt.Errorf("listen %s %s: permission denied: a port below 1024 needs root or CAP_NET_BIND_SERVICE; or %s", network, where, s.cfg.Elsewhere)
 	case errors.Is(err, unix.EADDRNOTAVAIL):
 		return fmt.Errorf("listen %s %s: this host does not have the address; correct the bind line, or add the address first", network, where)
 	}

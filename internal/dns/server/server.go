@@ -18,6 +18,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -38,6 +39,10 @@ type Config struct {
 	// Load, Fatal: see plugin.Env; may be nil.
 	Load  func() ([]corefile.ServerBlock, error)
 	Fatal func(error)
+
+	// Elsewhere says how a user makes the server listen elsewhere, for errors:
+	// "choose another port with -dns.port" (the default).
+	Elsewhere string
 
 	// MaxChain bounds the queries that are in the chain of plugins at a time,
 	// those waiting for upstreams included; 0 means 2048. Queries beyond it
@@ -65,13 +70,39 @@ type Server struct {
 	stopped   bool
 	cleanup   sync.WaitGroup // old generations on their way out
 
-	kept shared
+	kept   shared
+	failed atomic.Pointer[ReloadFailure]
+}
+
+// ReloadFailure tells why the Corefile as it is now is not the one that is
+// served.
+type ReloadFailure struct {
+	Err   error
+	Since time.Time // of the first failure after the last success
+}
+
+// ReloadFailure returns nil when all is well, as far as anybody tried.
+func (s *Server) ReloadFailure() *ReloadFailure { return s.failed.Load() }
+
+func (s *Server) reloaded(err error) {
+	if err == nil {
+		s.failed.Store(nil)
+		return
+	}
+	f := &ReloadFailure{err, time.Now()}
+	if old := s.failed.Load(); old != nil {
+		f.Since = old.Since
+	}
+	s.failed.Store(f)
 }
 
 // New parses and validates the configuration; nothing is opened or started.
 func New(cfg Config) (*Server, error) {
 	if cfg.Registry == nil {
 		cfg.Registry = prometheus.NewRegistry()
+	}
+	if cfg.Elsewhere == "" {
+		cfg.Elsewhere = "choose another port with -dns.port or another address with the bind plugin"
 	}
 	if cfg.MaxChain == 0 {
 		cfg.MaxChain = 2048
@@ -94,6 +125,7 @@ func New(cfg Config) (*Server, error) {
 		Listen:   s.ports.listen,
 		Load:     cfg.Load,
 		Reload:   s.Reload,
+		Reloaded: s.reloaded,
 		Fatal:    cfg.Fatal,
 		Kept:     s.kept.get,
 	}

@@ -132,6 +132,7 @@ func (w *watcher) watch(ctx context.Context, running string, last *loaded) {
 	tick := time.NewTicker(period)
 	defer tick.Stop()
 	refused := "" // a configuration that failed is not tried again until it changes
+	said := ""    // what was logged of a file that cannot be read
 	for {
 		select {
 		case <-ctx.Done():
@@ -140,11 +141,21 @@ func (w *watcher) watch(ctx context.Context, running string, last *loaded) {
 		}
 		blocks, err := w.env.Load()
 		if err != nil {
-			w.log.Warn("Corefile is not loaded, the old configuration keeps running: " + err.Error())
+			w.reloaded(err)
+			if text := err.Error(); text != said {
+				w.log.Warn("Corefile is not loaded, the old configuration keeps running: " + text)
+				said = text
+			}
 			continue
 		}
+		said = ""
 		hash := corefile.Hash(blocks)
-		if hash == running || hash == refused {
+		if hash == running {
+			refused = ""
+			w.reloaded(nil)
+			continue
+		}
+		if hash == refused {
 			continue
 		}
 		last.hash = hash
@@ -152,10 +163,18 @@ func (w *watcher) watch(ctx context.Context, running string, last *loaded) {
 			last.hash = ""
 			refused = hash
 			w.failed.Inc()
+			w.reloaded(err)
 			w.show(running) // the new one may have shown itself already
 			w.log.Error("Corefile changed but reload failed, the old configuration keeps running: " + err.Error())
 			continue
 		}
+		w.reloaded(nil)
 		return // the new configuration has a watcher of its own
+	}
+}
+
+func (w *watcher) reloaded(err error) {
+	if w.env.Reloaded != nil {
+		w.env.Reloaded(err)
 	}
 }

@@ -57,6 +57,8 @@ func TestReload(t *testing.T) {
 		p := &process{text: ". {\n reload 10s 0s\n}"}
 		env, log := plugintest.NewEnv()
 		env.Load, env.Reload = p.load, p.reload
+		var state error
+		env.Reloaded = func(err error) { state = err }
 		s := plugintest.StartIn(t, env, log, p.text, order...)
 		blocks, _ := p.load()
 		if !strings.Contains(log.String(), "Running configuration SHA512 = "+corefile.Hash(blocks)) {
@@ -79,14 +81,31 @@ func TestReload(t *testing.T) {
 		if !strings.Contains(log.String(), "keeps running: Corefile:2") {
 			t.Errorf("log: %s", log)
 		}
+		if state == nil {
+			t.Error("a Corefile that does not parse is no failure")
+		}
+		step(". {\n reload 10s", 0)
+		if n := strings.Count(log.String(), "keeps running: Corefile:2"); n != 1 {
+			t.Errorf("it was said %d times, want once", n)
+		}
+		step(". {\n reload 10s 0s\n}", 0)
+		if state != nil {
+			t.Errorf("the old Corefile is back, and still: %v", state)
+		}
 		p.refuse = true
 		step("bad. {\n}", 1)
+		if state == nil {
+			t.Error("a Corefile that is refused is no failure")
+		}
 		step("bad. {\n}", 1) // not again until it changes
 		if got := s.Metric(t, "coredns_reload_failed_total"); got != 1 {
 			t.Errorf("coredns_reload_failed_total is %v, want 1", got)
 		}
 		p.refuse = false
 		step("good. {\n}", 2)
+		if state != nil {
+			t.Errorf("it was reloaded, and still: %v", state)
+		}
 		step("better. {\n}", 2) // that is for the new configuration's watcher
 	})
 }
