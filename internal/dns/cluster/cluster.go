@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -98,5 +99,27 @@ func (c *Clusters) rest(conn kubernetes.Connection) (*rest.Config, error) {
 	if conn.Burst > 0 {
 		cfg.Burst = conn.Burst
 	}
+	if conn.MaxInflight > 0 {
+		cfg.Wrap(func(next http.RoundTripper) http.RoundTripper {
+			return limited{next, make(chan struct{}, conn.MaxInflight)}
+		})
+	}
 	return cfg, nil
+}
+
+// limited lets only so many requests wait for the head of their response at a
+// time. A watch has its own soon.
+type limited struct {
+	next  http.RoundTripper
+	slots chan struct{}
+}
+
+func (l limited) RoundTrip(r *http.Request) (*http.Response, error) {
+	select {
+	case l.slots <- struct{}{}:
+		defer func() { <-l.slots }()
+		return l.next.RoundTrip(r)
+	case <-r.Context().Done():
+		return nil, r.Context().Err()
+	}
 }

@@ -81,3 +81,47 @@ func TestUnusableConnections(t *testing.T) {
 		}
 	}
 }
+
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+// apiserver_max_inflight: a request beyond the limit waits until another has
+// its response, or until it is not wanted any more.
+func TestMaxInflight(t *testing.T) {
+	cfg, err := newClusters(t).rest(kubernetes.Connection{Endpoint: "http://127.0.0.1:1", MaxInflight: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	entered, release := make(chan struct{}), make(chan struct{})
+	rt := cfg.WrapTransport(roundTripper(func(*http.Request) (*http.Response, error) {
+		entered <- struct{}{}
+		<-release
+		return &http.Response{}, nil
+	}))
+	ask := func(ctx context.Context) error {
+		r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://127.0.0.1:1/", nil)
+		if err != nil {
+			return err
+		}
+		_, err = rt.RoundTrip(r)
+		return err
+	}
+	done := make(chan error, 2)
+	go func() { done <- ask(t.Context()) }()
+	<-entered
+	unwanted, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := ask(unwanted); err != context.Canceled {
+		t.Errorf("a request beyond the limit: %v, want it to wait", err)
+	}
+	go func() { done <- ask(t.Context()) }()
+	release <- struct{}{}
+	<-entered // the second one, in the place of the first
+	release <- struct{}{}
+	for range 2 {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+}

@@ -281,7 +281,7 @@ func (p *parsed) property(b *plugin.Block, d corefile.Directive) error {
 			k.ignoreEmpty = true
 		}
 	case "multicluster":
-		return corefile.Errorf(d.Name, "multicluster (ServiceImport) is not supported by Rutter; remove the line")
+		return corefile.Errorf(d.Name, "multicluster (ServiceImport objects of the Multi-Cluster Services API) is not supported by Rutter; remove the line, and the zone if it is only for that")
 	case "startup_timeout":
 		if len(d.Args) != 1 {
 			return corefile.Arguments(d, "a duration")
