@@ -64,7 +64,7 @@ func taint(node, key string, on bool) func(*runner) error {
 
 // removeTable removes the table that a proxy keeps its IPv4 translation in.
 func removeTable(c *column) error {
-	table := map[kind]string{{"kube-proxy", "iptables"}: "nat", {"kube-proxy", "nftables"}: "kube-proxy", {"rutter", "nftables"}: "rutter"}[c.kind]
+	table := map[kind]string{{"kube-proxy", "iptables"}: "nat", {"kube-proxy", "nftables"}: "kube-proxy", {"rutter", "nftables"}: "rutter", {"rutter", "userspace"}: "rutter-userspace"}[c.kind]
 	return c.run("n1", "nft", "delete", "table", "ip", table)
 }
 

@@ -374,7 +374,7 @@ var changes = []scenario{
 			page("n1", "tcp4", "10249/healthz@lo", "200"),
 			page("n1", "tcp4", "10249/metrics@lo", "200"),
 			page("n1", "tcp4", "10249/configz@lo", "200"),
-			page("n1", "tcp4", "10249/proxyMode@lo", "200 nftables", but("iptables", "200 iptables")),
+			page("n1", "tcp4", "10249/proxyMode@lo", "200 nftables", but("iptables", "200 iptables"), but("userspace", "200 userspace")),
 			page("out", "tcp", "10249/healthz@n1", "refused"),
 			page("out", "tcp4", "10256/@n1", "404"),
 		},

@@ -27,6 +27,7 @@ var kinds = []kind{
 	{"kube-proxy", "iptables"},
 	{"kube-proxy", "nftables"},
 	{"rutter", "nftables"},
+	{"rutter", "userspace"},
 }
 
 // column is a kind of proxy at work: a world with its processes.

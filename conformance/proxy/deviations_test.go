@@ -13,6 +13,9 @@ const (
 	staleUDP  = "UDP and SCTP flows to what is gone"
 	repair    = "tables that another program changes or removes"
 	longNames = "service and port names of up to 63 characters"
+
+	relaySource = "mode `userspace`: the address that endpoints see"
+	processGone = "mode `userspace`: when the process ends"
 )
 
 // TestDeviations holds the table against docs/compatibility.md: where Rutter is
@@ -50,7 +53,7 @@ func TestDeviations(t *testing.T) {
 	for _, v := range variants {
 		check(rows(v.name, "", v.paths))
 	}
-	for _, d := range []string{staleUDP, repair, longNames} {
+	for _, d := range []string{staleUDP, repair, longNames, relaySource, processGone} {
 		if !used[d] {
 			t.Errorf("no row shows the deviation %q", d)
 		}

@@ -15,6 +15,9 @@ import (
 // row looks until the outcome is the expected one, or for a few seconds.
 func (r *runner) row(c *column, row row) {
 	want, _ := row.expected(c.kind)
+	if want == notLookedAt {
+		return
+	}
 	deadline := time.Now().Add(3 * time.Second)
 	var seen string
 	looks := 0

@@ -48,6 +48,8 @@ type Proxy struct {
 	upkeep context.Context // of the loops
 	stop   context.CancelFunc
 	others sync.Once // that retired the other modes
+	// retirements are under way, by mode.
+	retirements map[string][]retirement
 
 	mu           sync.Mutex
 	held         // its data is nil before Start and after Close

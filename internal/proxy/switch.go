@@ -46,8 +46,43 @@ func (p *Proxy) Switch(ctx context.Context, cfg Config) error {
 		return fmt.Errorf("proxy: mode %s is kept: %w", was, err)
 	}
 	p.log.Info("the proxy's mode changed", "from", was, "to", m.name, "took", time.Since(start).Round(time.Microsecond))
-	p.loop(func() { p.retire(old) })
+	p.retiring(old.mode, func(ctx context.Context) { p.retire(ctx, old) })
 	return nil
+}
+
+// retirement is the removal of what a mode left.
+type retirement struct {
+	cancel context.CancelFunc
+	done   chan struct{}
+}
+
+// retiring runs f, which removes what a mode left, unless the mode is opened
+// again meanwhile. It is called under p.mu; f may not take it.
+func (p *Proxy) retiring(m mode, f func(context.Context)) {
+	ctx, cancel := context.WithCancel(p.upkeep)
+	r := retirement{cancel, make(chan struct{})}
+	if p.retirements == nil {
+		p.retirements = make(map[string][]retirement)
+	}
+	p.retirements[m.name] = append(p.retirements[m.name], r)
+	p.loops.Go(func() {
+		defer close(r.done)
+		defer cancel()
+		if err := p.home.enter(); err != nil {
+			p.log.Error("what another mode left is not removed", "mode", m.name, "err", err)
+			return
+		}
+		f(ctx)
+	})
+}
+
+// reinstate ends the removal of what a mode left: it is about to be used.
+func (p *Proxy) reinstate(m mode) {
+	for _, r := range p.retirements[m.name] {
+		r.cancel()
+		<-r.done
+	}
+	delete(p.retirements, m.name)
 }
 
 // setModeConfig sets the part of the configuration that a mode brings along.
@@ -95,14 +130,16 @@ func (p *Proxy) replace(ctx context.Context, m mode) (old held, err error) {
 }
 
 // retire removes a mode that another has taken over from.
-func (p *Proxy) retire(old held) {
-	ctx := p.upkeep
+func (p *Proxy) retire(ctx context.Context, old held) {
 	old.unwatch()
 	var errs []error
 	if d, ok := old.data.(drainer); ok {
 		errs = append(errs, d.Drain(ctx))
 	}
-	errs = append(errs, old.data.Close(), old.mode.retire(ctx, p.log))
+	errs = append(errs, old.data.Close())
+	if ctx.Err() == nil {
+		errs = append(errs, old.mode.retire(ctx, p.log))
+	}
 	if err := errors.Join(errs...); err != nil && ctx.Err() == nil {
 		p.log.Warn("cannot remove what the former mode left", "mode", old.mode.name, "err", err)
 	}
@@ -122,8 +159,11 @@ func (p *Proxy) retireOthers() {
 		if p.mode.kernelless || m.name == p.mode.name || p.upkeep.Err() != nil || m.shared && !p.cfg.ReplacesKubeProxy {
 			continue
 		}
-		p.loop(func() {
-			if err := m.retire(p.upkeep, p.log); err != nil && p.upkeep.Err() == nil {
+		p.retiring(m, func(ctx context.Context) {
+			if ctx.Err() != nil {
+				return
+			}
+			if err := m.retire(ctx, p.log); err != nil && ctx.Err() == nil {
 				p.log.Warn("cannot remove what another mode left", "mode", m.name, "err", err)
 			}
 		})
@@ -132,6 +172,7 @@ func (p *Proxy) retireOthers() {
 
 // open opens the dataplane of a mode, and begins to watch what others do to it.
 func (p *Proxy) open(m mode) (held, error) {
+	p.reinstate(m)
 	data, err := m.open(dataplane.Config{
 		Rules: p.rulesNow, MasqueradeBit: *p.cfg.MasqueradeBit, IPv4: p.cfg.IPv4, IPv6: p.cfg.IPv6,
 		Counters: !p.cfg.NoCounters, CountBytes: p.cfg.CountBytes, Logger: p.log,

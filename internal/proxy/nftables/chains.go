@@ -3,6 +3,7 @@ package nftables
 import (
 	"encoding/binary"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/google/nftables/expr"
@@ -120,15 +121,14 @@ func (l *rules) staticChains() []chain {
 		join(rule{&expr.Meta{Key: expr.MetaKeyMARK, Register: r.src}}, maskNotZero(r.src, l.mark), l.changeMark(^l.mark, 0), masquerade),
 		join(l.rewritten(), l.loadSrc(r.src), l.loadDst(r.src+l.addrLen()/4), l.lookup(setHairpins, r.src), masquerade),
 	}
+	// Of what is relayed nothing is masqueraded, and the relay's own connections
+	// are no clients': where an endpoint has the address of a service, that of
+	// itself perhaps, they would come back.
+	var own []rule
 	if l.relayed {
-		// What stays on this node leaves by its loopback device.
-		lo := make([]byte, unix.IFNAMSIZ)
-		copy(lo, "lo")
-		postrouting = append([]rule{{
-			&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: r.src},
-			&expr.Cmp{Op: expr.CmpOpEq, Register: r.src, Data: lo},
-			&expr.Verdict{Kind: expr.VerdictReturn},
-		}}, postrouting...)
+		leave := rule{&expr.Verdict{Kind: expr.VerdictReturn}}
+		postrouting = append([]rule{join(loadProto(r.src), rule{&expr.Cmp{Op: expr.CmpOpNeq, Register: r.src, Data: []byte{unix.IPPROTO_SCTP}}}, leave)}, postrouting...)
+		own = []rule{join(rule{&expr.Meta{Key: expr.MetaKeyMARK, Register: r.src}}, maskNotZero(r.src, l.mark), leave)}
 	}
 	if l.counters {
 		// NAT chains see the first packet of a connection only.
@@ -142,12 +142,12 @@ func (l *rules) staticChains() []chain {
 		// Masquerading comes before what makes packets need it.
 		{"nat-postrouting", post, prioritySrcNAT, "nat", postrouting},
 		{"filter-prerouting", pre, priorityBeforeDstNAT, "filter", ranges},
-		{"filter-output-first", out, priorityBeforeDstNAT, "filter", ranges},
+		{"filter-output-first", out, priorityBeforeDstNAT, "filter", slices.Concat(own, ranges)},
 		{"filter-input", in, priorityFilter, "filter", append(input, noEndpoints)},
 		{"filter-forward", fwd, priorityFilter, "filter", clusterIPs},
-		{"filter-output", out, priorityFilter, "filter", clusterIPs},
+		{"filter-output", out, priorityFilter, "filter", slices.Concat(own, clusterIPs)},
 		{"nat-prerouting", pre, priorityDstNAT, "nat", []rule{jump(chainServices)}},
-		{"nat-output", out, priorityDstNAT, "nat", []rule{jump(chainServices)}},
+		{"nat-output", out, priorityDstNAT, "nat", append(own, jump(chainServices))},
 	}
 	if l.bytes {
 		// What this node forwards or sends, and what comes to it.

@@ -37,7 +37,7 @@ func Open(cfg dataplane.Config) (*Dataplane, error) { return open(cfg, tableName
 
 // OpenRelayed opens tables of another name, for plans whose endpoints are
 // sockets of this node: what goes to these keeps its source, whatever the rules
-// say.
+// say. Connections from there to the endpoints carry the masquerade mark.
 func OpenRelayed(cfg dataplane.Config, name string) (*Dataplane, error) { return open(cfg, name, true) }
 
 func open(cfg dataplane.Config, name string, relayed bool) (*Dataplane, error) {

@@ -40,6 +40,7 @@ type Dataplane struct {
 	cfg        dataplane.Config
 	log        *slog.Logger
 	countBytes bool
+	mark       int // of connections to endpoints; 0 without privilege
 	entry      entry
 	loops      []*loop
 	running    sync.WaitGroup
@@ -102,6 +103,8 @@ func Open(cfg dataplane.Config, direct bool) (*Dataplane, error) {
 		d.entry = newDirect(d)
 	} else if d.entry, err = newCapture(d); err != nil {
 		return nil, err
+	} else {
+		d.mark = 1 << cfg.MasqueradeBit
 	}
 	home, err := os.Open("/proc/thread-self/ns/net")
 	if err != nil {
@@ -167,6 +170,13 @@ func (d *Dataplane) lightest(l *loop) *loop {
 		}
 	}
 	return best
+}
+
+// markOwn lets the kernel tell a connection to an endpoint from a client's.
+func (d *Dataplane) markOwn(fd int) {
+	if d.mark != 0 {
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, d.mark)
+	}
 }
 
 // full tells that no more descriptors may be used.

@@ -200,6 +200,7 @@ func (p *udpPort) begin(client netip.AddrPort, name *unix.RawSockaddrInet6, size
 		p.l.d.warnFull()
 		return nil
 	}
+	p.l.d.markOwn(fd)
 	if unix.Connect(fd, t.sa) != nil {
 		unix.Close(fd)
 		t.failed(p.l.now)
