@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/rutter-project/rutter/internal/proxy/dataplane"
+	"github.com/rutter-project/rutter/internal/proxy/iptables"
 	"github.com/rutter-project/rutter/internal/proxy/ipvs"
 	"github.com/rutter-project/rutter/internal/proxy/nftables"
 	"github.com/rutter-project/rutter/internal/proxy/userspace"
@@ -54,6 +55,14 @@ func modes() []mode {
 			open:    func(c dataplane.Config, _ *Config) (dataplane.Dataplane, error) { return nftables.Open(c) },
 			retire:  func(context.Context, *slog.Logger) error { return nftables.Cleanup() },
 			cleanup: nftables.Cleanup,
+		},
+		{
+			name:    ModeIPTables,
+			shared:  true,
+			probe:   iptables.Probe,
+			open:    func(c dataplane.Config, _ *Config) (dataplane.Dataplane, error) { return iptables.Open(c) },
+			retire:  func(context.Context, *slog.Logger) error { return iptables.Cleanup() },
+			cleanup: iptables.Cleanup,
 		},
 		{
 			name:   ModeIPVS,

@@ -11,7 +11,7 @@ type Table struct {
 }
 
 // Parse reads the listing of one table. Lines that it does not know are left
-// out. The strings are parts of text.
+// out.
 func Parse(text string) Table {
 	t := Table{Chains: make(map[string][]string, strings.Count(text, "\n:")+1)}
 	for line := range strings.Lines(text) {
@@ -25,6 +25,10 @@ func Parse(text string) Table {
 		case strings.HasPrefix(line, "-A "):
 			name, rule, _ := strings.Cut(line[3:], " ")
 			if name != "" {
+				// Some matches list themselves with two blanks.
+				if strings.Contains(rule, "nfacct-name  ") {
+					rule = strings.ReplaceAll(rule, "nfacct-name  ", "nfacct-name ")
+				}
 				t.Chains[name] = append(t.Chains[name], rule)
 			}
 		}

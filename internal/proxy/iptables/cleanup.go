@@ -1,0 +1,111 @@
+package iptables
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/rutter-project/rutter/internal/proxy/xtables"
+)
+
+// Cleanup removes the chains of this mode, which are kube-proxy's too, of both
+// back ends and families. What a host does not have needs no removal.
+func Cleanup() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	defer cancel()
+	var errs []error
+	for _, v6 := range []bool{false, true} {
+		all, err := xtables.All(v6)
+		if err != nil && !errors.Is(err, xtables.ErrMissing) {
+			errs = append(errs, err)
+		}
+		for _, p := range all {
+			errs = append(errs, cleanup(ctx, p), p.Close())
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("iptables: %w", err)
+	}
+	return nil
+}
+
+func cleanup(ctx context.Context, p *xtables.Programs) error {
+	var in input
+	ours := []string{servicesChain, nodePortsChain, externalChain, firewallChain, forwardChain, postroutingChain, markChain, canaryChain, nodeDNSChain}
+	for _, table := range []string{"nat", "filter", "mangle", "raw"} {
+		text, err := p.Save(ctx, table)
+		if err != nil {
+			return fmt.Errorf("list table %s: %w", table, err)
+		}
+		listed := xtables.Parse(string(text))
+		if table == "nat" && slices.ContainsFunc(listed.Chains[servicesChain], func(r string) bool { return strings.Contains(r, "--match-set KUBE-") }) {
+			// ipvs mode has taken over, which has some of the same names.
+			ours = []string{nodePortsChain, externalChain, canaryChain}
+		}
+		remove(&in, table, ours, listed)
+	}
+	if in.Len() == 0 {
+		return nil
+	}
+	return p.Restore(ctx, in.Bytes())
+}
+
+// remove writes what removes chains of these names, those of services, and the
+// jumps to them from a table.
+func remove(in *input, table string, ours []string, listed xtables.Table) {
+	var chains []string
+	for name := range listed.Chains {
+		if slices.Contains(ours, name) || table == "nat" && isServiceChain(name) {
+			chains = append(chains, name)
+		}
+	}
+	if len(chains) == 0 {
+		return
+	}
+	slices.Sort(chains)
+	in.line("*" + table)
+	for _, name := range chains {
+		in.declare(name)
+	}
+	all := append(jumps(), jump{"raw", "PREROUTING", nodeDNSChain, ""}, jump{"raw", "OUTPUT", nodeDNSChain, ""})
+	for _, j := range all {
+		if j.table != table || !slices.Contains(chains, j.to) {
+			continue
+		}
+		for _, rule := range listed.Chains[j.from] {
+			if rule == j.rule() {
+				in.line("-D", j.from, rule)
+			}
+		}
+	}
+	for _, name := range chains {
+		in.line("-X", name)
+	}
+	in.line("COMMIT")
+}
+
+// rivals names rules of another service proxy: in the back end that is not
+// used, where nobody keeps them up to date, and kube-proxy's in nftables mode.
+func (f *family) rivals() ([]string, error) {
+	var found []string
+	err := f.progs.Do(func() error {
+		all, err := xtables.All(f.style.v6)
+		if err != nil {
+			return err
+		}
+		for _, p := range all {
+			if p.Backend != f.progs.Backend {
+				text, err := p.Save(context.Background(), "nat")
+				if err == nil && strings.Contains(string(text), "\n:"+servicesChain+" ") {
+					found = append(found, p.String()+" table nat")
+				}
+			}
+			p.Close()
+		}
+		return nil
+	})
+	return found, err
+}
