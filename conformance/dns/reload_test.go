@@ -35,6 +35,7 @@ var badCorefiles = map[string]string{
 // told with SIGUSR1; one that is bad is not, the old one serves on, and the next
 // good one is taken again.
 func TestReload(t *testing.T) {
+	t.Parallel() // waits, as TestRandomBytes does
 	p := findPrograms(t)
 	busy, err := peer.Port()
 	if err != nil {

@@ -11,6 +11,7 @@ package heap
 import (
 	"context"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
 	"time"
@@ -33,28 +34,55 @@ const (
 // if it is larger, and gives memory back after a burst, until ctx ends. It
 // does nothing when GOGC is set.
 func Tune(ctx context.Context, floor uint64) {
-	if os.Getenv("GOGC") != "" {
-		return
+	if os.Getenv("GOGC") == "" {
+		tune(ctx, floor, period)
 	}
+}
+
+func tune(ctx context.Context, floor uint64, period time.Duration) {
 	t := time.NewTicker(period)
 	defer t.Stop()
 	defer debug.SetGCPercent(100)
 	s := state{percent: 100}
+	collected := afterCollections(ctx)
 	for {
 		was := s.percent
-		live, allocated := read()
-		if s.next(live, allocated, floor) {
-			debug.FreeOSMemory()
-		}
+		live, _ := read()
+		s.grow(live, floor)
 		if s.percent != was {
 			debug.SetGCPercent(s.percent) // stops the world, if briefly
 		}
 		select {
 		case <-ctx.Done():
 			return
+		case <-collected: // the heap may have grown much since the last look
 		case <-t.C:
+			if _, allocated := read(); s.idle(allocated) {
+				debug.FreeOSMemory()
+			}
 		}
 	}
+}
+
+// afterCollections returns a channel that has something after each collection
+// of garbage until ctx ends. Objects that nothing refers to are finalized then;
+// each makes the next.
+func afterCollections(ctx context.Context) <-chan struct{} {
+	type sentinel struct{ _ *byte } // no tiny object, which may share its block and live on
+	collected := make(chan struct{}, 1)
+	var watch func(*sentinel)
+	watch = func(*sentinel) {
+		if ctx.Err() != nil {
+			return
+		}
+		select {
+		case collected <- struct{}{}:
+		default:
+		}
+		runtime.SetFinalizer(new(sentinel), watch)
+	}
+	runtime.SetFinalizer(new(sentinel), watch)
+	return collected
 }
 
 // state is what one look at the heap leaves for the next.
@@ -64,13 +92,16 @@ type state struct {
 	freed     uint64 // allocated when memory was last given back
 }
 
-// next decides the growth until the next look, and whether to give memory back
-// now.
-func (s *state) next(live, allocated, floor uint64) (free bool) {
+// grow decides how much the heap may grow beyond what is live.
+func (s *state) grow(live, floor uint64) {
 	live = max(live, floor/32) // a start with nothing yet says little
 	if want := max(least, int(100*floor/live)-100); want > s.percent*5/4 || want < s.percent*4/5 {
 		s.percent = want
 	}
+}
+
+// idle tells, once per period, whether to give memory back now.
+func (s *state) idle(allocated uint64) (free bool) {
 	free = allocated-s.allocated < idle && allocated-s.freed > worthwhile
 	s.allocated = allocated
 	if free {

@@ -4,7 +4,9 @@ import (
 	"context"
 	"runtime"
 	"runtime/debug"
+	"runtime/metrics"
 	"testing"
+	"time"
 )
 
 const mb = 1 << 20
@@ -15,13 +17,13 @@ func TestPercent(t *testing.T) {
 		want int
 	}{{0, 3100}, {4 * mb, 700}, {16 * mb, 100}, {40 * mb, 40}, {400 * mb, 40}} {
 		s := state{percent: 100}
-		s.next(test.live, 0, 32*mb)
+		s.grow(test.live, 32*mb)
 		if s.percent != test.want {
 			t.Errorf("live %d MB: %d%%, want %d%%", test.live/mb, s.percent, test.want)
 		}
 	}
 	s := state{percent: 100}
-	if s.next(15*mb, 0, 32*mb); s.percent != 100 {
+	if s.grow(15*mb, 32*mb); s.percent != 100 {
 		t.Errorf("a small change was followed: %d%%", s.percent)
 	}
 }
@@ -33,7 +35,7 @@ func TestGivesBack(t *testing.T) {
 		allocated uint64
 		want      bool
 	}{{10 * mb, false}, {11 * mb, false}, {300 * mb, false}, {600 * mb, false}, {601 * mb, true}, {601 * mb, false}, {610 * mb, false}, {611 * mb, false}, {620 * mb, false}, {621 * mb, true}} {
-		if got := s.next(5*mb, look.allocated, 32*mb); got != look.want {
+		if got := s.idle(look.allocated); got != look.want {
 			t.Errorf("look %d: %v", i, got)
 		}
 	}
@@ -53,4 +55,34 @@ func TestTuneRestores(t *testing.T) {
 	if now := debug.SetGCPercent(100); now != 100 {
 		t.Errorf("left at %d%%", now)
 	}
+}
+
+// A heap that grows fast between two periods is collected in time: what it may
+// grow to follows each collection.
+func TestFollowsCollections(t *testing.T) {
+	before := debug.SetGCPercent(100)
+	t.Cleanup(func() { debug.SetGCPercent(before) })
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); tune(ctx, 64*mb, time.Hour) }()
+	defer func() { cancel(); <-done }()
+	percent := func() int {
+		s := []metrics.Sample{{Name: "/gc/gogc:percent"}}
+		metrics.Read(s)
+		return int(s[0].Value.Uint64())
+	}
+	for deadline := time.Now().Add(time.Minute); percent() < 1000; runtime.Gosched() {
+		if time.Now().After(deadline) {
+			t.Fatalf("a small heap may grow by %d%% only", percent())
+		}
+	}
+	live := make([]byte, 100*mb)
+	runtime.GC()
+	for start := time.Now(); percent() > 100; time.Sleep(time.Millisecond) {
+		if time.Since(start) > time.Minute {
+			t.Fatalf("after a collection that left %d MB the heap may grow by %d%%", len(live)/mb, percent())
+		}
+		runtime.GC() // the finalizer runs after one, the look is at the one before
+	}
+	runtime.KeepAlive(live)
 }
