@@ -35,21 +35,21 @@ conntrack:
 // the text of a KubeProxyConfiguration. The namespace must lead to the API
 // server (see [Netns.Forward]).
 func StartKubeProxy(program, name, dir string, ns *Netns, config string) (*Proxy, error) {
-	return startProxy(name, dir, ns, config, program)
+	return startProxy(name, dir, ns, config, nil, program)
 }
 
 // StartRutterProxy is StartKubeProxy for `rutter proxy`, which reads the same
-// configuration.
-func StartRutterProxy(program, name, dir string, ns *Netns, config string) (*Proxy, error) {
-	return startProxy(name, dir, ns, config, program, "proxy")
+// configuration. env is added to this process's environment.
+func StartRutterProxy(program, name, dir string, ns *Netns, config string, env ...string) (*Proxy, error) {
+	return startProxy(name, dir, ns, config, env, program, "proxy")
 }
 
-func startProxy(name, dir string, ns *Netns, config string, args ...string) (*Proxy, error) {
+func startProxy(name, dir string, ns *Netns, config string, env []string, args ...string) (*Proxy, error) {
 	path := filepath.Join(dir, name+".yaml")
 	if err := os.WriteFile(path, []byte(config), 0o644); err != nil {
 		return nil, fmt.Errorf("writing the configuration of %s: %w", name, err)
 	}
-	p, err := Start(Command{Name: name, Dir: dir, Netns: ns, Args: append(args, "--config", path)})
+	p, err := Start(Command{Name: name, Dir: dir, Netns: ns, Env: env, Args: append(args, "--config", path)})
 	if err != nil {
 		return nil, err
 	}

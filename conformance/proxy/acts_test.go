@@ -64,7 +64,13 @@ func taint(node, key string, on bool) func(*runner) error {
 
 // removeTable removes the table that a proxy keeps its IPv4 translation in.
 func removeTable(c *column) error {
-	table := map[kind]string{{"kube-proxy", "iptables"}: "nat", {"kube-proxy", "nftables"}: "kube-proxy", {"rutter", "nftables"}: "rutter", {"rutter", "userspace"}: "rutter-userspace"}[c.kind]
+	if c.backend == "legacy" { // whose tables cannot be removed
+		return c.run("n1", "sh", "-c", "iptables-legacy -w -t nat -F && iptables-legacy -w -t nat -X")
+	}
+	table := map[string]string{
+		"kube-proxy iptables": "nat", "kube-proxy nftables": "kube-proxy",
+		"rutter nftables": "rutter", "rutter iptables": "nat", "rutter userspace": "rutter-userspace",
+	}[c.proxy+" "+c.mode]
 	return c.run("n1", "nft", "delete", "table", "ip", table)
 }
 
@@ -75,7 +81,11 @@ func cleanUp(c *column) error {
 	}
 	if c.proxy == "rutter" {
 		err := c.run("n1", c.env.rutter, "proxy", "--cleanup")
-		if left := strings.TrimSpace(c.tables("n1")); err == nil && left != "" {
+		left := strings.TrimSpace(c.tables("n1"))
+		if c.mode == "iptables" { // where the built-in chains stay
+			left = excerpt(left, []string{"KUBE-", "RUTTER-"})
+		}
+		if err == nil && left != "" {
 			err = fmt.Errorf("rutter proxy --cleanup left:\n%s", left)
 		}
 		return err
@@ -84,8 +94,13 @@ func cleanUp(c *column) error {
 }
 
 // flush removes everything in n1's nftables, which is also where iptables keeps
-// its rules.
-func flush(c *column) error { return c.run("n1", "nft", "flush", "ruleset") }
+// its rules, or in what its other back end has.
+func flush(c *column) error {
+	if c.backend != "legacy" {
+		return c.run("n1", "nft", "flush", "ruleset")
+	}
+	return c.run("n1", "sh", "-ec", "for p in iptables-legacy ip6tables-legacy; do for t in nat filter mangle; do $p -w -t $t -F; $p -w -t $t -X; done; done")
+}
 
 // createLong makes the service whose names are all as long as they may be.
 func createLong(r *runner) error {

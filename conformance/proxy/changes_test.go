@@ -405,7 +405,7 @@ var changes = []scenario{
 		paths: []path{ask("ca", both, "cluster", "a1(ca)")},
 		steps: []step{
 			{what: "one table deleted, and a while", act: removeTable, pause: 3 * syncPeriod, blind: true, paths: []path{
-				ask("ca", both, "cluster", "a1(ca)", till("kube-proxy 4", "r(ca)"), rutter("nftables 4", "a1(ca)", repair)),
+				ask("ca", both, "cluster", "a1(ca)", till("kube-proxy 4", "r(ca)"), rutter("4", "a1(ca)", repair)),
 			}},
 			{what: "a change of a service", paths: []path{ask("ca", both, "cluster", "a1(ca)")}},
 		}},

@@ -19,15 +19,19 @@ import (
 type kind struct {
 	proxy string // kube-proxy or rutter
 	mode  string // of KubeProxyConfiguration
+	// backend is that of what is called iptables; empty: the host's.
+	backend string
 }
 
-func (k kind) String() string { return k.proxy + " " + k.mode }
+func (k kind) String() string { return strings.TrimSpace(k.proxy + " " + k.mode + " " + k.backend) }
 
 var kinds = []kind{
-	{"kube-proxy", "iptables"},
-	{"kube-proxy", "nftables"},
-	{"rutter", "nftables"},
-	{"rutter", "userspace"},
+	{"kube-proxy", "iptables", ""},
+	{"kube-proxy", "nftables", ""},
+	{"rutter", "nftables", ""},
+	{"rutter", "iptables", "nft"},
+	{"rutter", "iptables", "legacy"},
+	{"rutter", "userspace", ""},
 }
 
 // column is a kind of proxy at work: a world with its processes.
@@ -121,7 +125,7 @@ func (c *column) start(node string) error {
 	case "kube-proxy":
 		p, err = peer.StartKubeProxy(program, name, c.dir, c.world.spaces[node].Netns, config)
 	case "rutter":
-		p, err = peer.StartRutterProxy(program, name, c.dir, c.world.spaces[node].Netns, config)
+		p, err = peer.StartRutterProxy(program, name, c.dir, c.world.spaces[node].Netns, config, c.programs()...)
 	default:
 		err = fmt.Errorf("no proxy is called %s", c.proxy)
 	}
@@ -130,6 +134,32 @@ func (c *column) start(node string) error {
 	}
 	c.proxies[node] = p
 	return nil
+}
+
+// iptables is the name of a program of the back end.
+func (k kind) iptables(program string) string {
+	if k.backend != "" {
+		program += "-" + k.backend
+	}
+	return program
+}
+
+// programs is an environment in which the programs of the back end are those
+// that are called iptables.
+func (c *column) programs() (env []string) {
+	if c.backend == "" {
+		return nil
+	}
+	dir := filepath.Join(c.dir, "programs")
+	_ = os.MkdirAll(dir, 0o755)
+	for _, program := range []string{"iptables", "ip6tables"} {
+		for _, suffix := range []string{"", "-save", "-restore"} {
+			if path, err := exec.LookPath(c.iptables(program) + suffix); err == nil {
+				_ = os.Symlink(path, filepath.Join(dir, program+suffix)) // made before when a proxy is started again
+			}
+		}
+	}
+	return []string{"PATH=" + dir + string(filepath.ListSeparator) + os.Getenv("PATH")}
 }
 
 func (c *column) close() {
@@ -208,7 +238,7 @@ func (c *column) tables(node string, about ...string) string {
 	_ = c.world.spaces[node].Do(func() error {
 		programs := [][]string{{"nft", "list", "ruleset"}}
 		if c.mode == "iptables" {
-			programs = [][]string{{"iptables-save"}, {"ip6tables-save"}}
+			programs = [][]string{{c.iptables("iptables") + "-save"}, {c.iptables("ip6tables") + "-save"}}
 		}
 		for _, p := range programs {
 			o, err := exec.Command(p[0], p[1:]...).CombinedOutput()

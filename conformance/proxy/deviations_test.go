@@ -30,7 +30,7 @@ func TestDeviations(t *testing.T) {
 				if k.proxy != "rutter" {
 					continue
 				}
-				peer, _ := row.expected(kind{"kube-proxy", k.mode})
+				peer, _ := row.expected(kind{proxy: "kube-proxy", mode: k.mode})
 				own, deviation := row.expected(k)
 				used[deviation] = true
 				switch {

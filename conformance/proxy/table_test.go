@@ -93,7 +93,7 @@ func (r row) expected(k kind) (outcome, deviation string) {
 			outcome, deviation = e.outcome, e.deviation
 		}
 	}
-	if k == (kind{"rutter", "userspace"}) {
+	if k.proxy == "rutter" && k.mode == "userspace" {
 		return r.inUserspace(outcome, deviation)
 	}
 	return outcome, deviation
@@ -153,7 +153,7 @@ func (r row) accepts(k kind, seen string) bool {
 }
 
 func (r row) applies(condition string, k kind) bool {
-	have := []string{k.proxy, k.mode, r.proto, r.family()}
+	have := []string{k.proxy, k.mode, k.backend, r.proto, r.family()}
 	if k.mode == "userspace" {
 		have = append(have, "nftables") // which brings the traffic there
 	}

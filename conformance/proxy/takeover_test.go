@@ -23,7 +23,7 @@ func TestTakeover(t *testing.T) {
 	svc := &service{namespace: "default", name: "plain", index: 1, options: "lb external", endpoints: "a1 b1"}
 	r.cluster.services["plain"] = svc
 	r.each(1, func(int) error { return r.cluster.put(r.ctx, svc) })
-	c, err := newColumn(r.env, kind{"kube-proxy", "iptables"}, "takeover", nil, "n1")
+	c, err := newColumn(r.env, kind{proxy: "kube-proxy", mode: "iptables"}, "takeover", nil, "n1")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -32,17 +32,17 @@ func TestTakeover(t *testing.T) {
 	r.barrier(1)
 
 	// Not from kube-proxy to kube-proxy, which has gaps.
-	route := []kind{{"rutter", "nftables"}, {"kube-proxy", "nftables"}, {"rutter", "nftables"}}
+	route := []kind{{proxy: "rutter", mode: "nftables"}, {proxy: "kube-proxy", mode: "nftables"}, {proxy: "rutter", mode: "nftables"}}
 	// From each of Rutter's modes to each other once, by the process that runs.
 	modes := rutterModes()
 	for _, from := range modes {
 		for _, to := range modes {
 			if from != to {
-				route = append(route, kind{"rutter", from}, kind{"rutter", to})
+				route = append(route, kind{proxy: "rutter", mode: from}, kind{proxy: "rutter", mode: to})
 			}
 		}
 	}
-	route = append(route, kind{"kube-proxy", "iptables"})
+	route = append(route, kind{proxy: "kube-proxy", mode: "iptables"})
 	for _, next := range route {
 		if next == c.kind {
 			continue
@@ -122,9 +122,9 @@ func (c *column) free(before kind) error {
 		return nil
 	}
 	word := map[kind]string{
-		{"kube-proxy", "iptables"}: "KUBE-SVC", {"rutter", "iptables"}: "KUBE-SVC",
-		{"kube-proxy", "nftables"}: "kube-proxy {", {"rutter", "nftables"}: "rutter {",
-		{"rutter", "userspace"}: "userspace",
+		{"kube-proxy", "iptables", ""}: "KUBE-SVC", {"rutter", "iptables", ""}: "KUBE-SVC",
+		{"kube-proxy", "nftables", ""}: "kube-proxy {", {"rutter", "nftables", ""}: "rutter {",
+		{"rutter", "userspace", ""}: "userspace",
 	}[before]
 	return c.proxies["n1"].WaitFor("nothing left of "+before.String(), time.Minute, func() error {
 		var left []string

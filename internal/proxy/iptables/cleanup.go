@@ -35,7 +35,7 @@ func Cleanup() error {
 func cleanup(ctx context.Context, p *xtables.Programs) error {
 	var in input
 	ours := []string{servicesChain, nodePortsChain, externalChain, firewallChain, forwardChain, postroutingChain, markChain, canaryChain, nodeDNSChain}
-	for _, table := range []string{"nat", "filter", "mangle", "raw"} {
+	for _, table := range []string{"nat", "mangle", "filter", "raw"} {
 		text, err := p.Save(ctx, table)
 		if err != nil {
 			return fmt.Errorf("list table %s: %w", table, err)
@@ -44,6 +44,9 @@ func cleanup(ctx context.Context, p *xtables.Programs) error {
 		if table == "nat" && slices.ContainsFunc(listed.Chains[servicesChain], func(r string) bool { return strings.Contains(r, "--match-set KUBE-") }) {
 			// ipvs mode has taken over, which has some of the same names.
 			ours = []string{nodePortsChain, externalChain, canaryChain}
+		}
+		if _, kubelet := listed.Chains["KUBE-KUBELET-CANARY"]; table == "mangle" && !kubelet {
+			ours = append(ours, kubeletChain) // no kubelet here
 		}
 		remove(&in, table, ours, listed)
 	}

@@ -20,7 +20,7 @@ const (
 	forwardChain     = "KUBE-FORWARD"           // filter
 	postroutingChain = "KUBE-POSTROUTING"       // nat: masquerades what is marked
 	markChain        = "KUBE-MARK-MASQ"         // nat: marks
-	kubeletChain     = "KUBE-FIREWALL"          // filter: kubelet's too, so it is never removed
+	kubeletChain     = "KUBE-FIREWALL"          // filter: kubelet's too, so it is not removed where one runs
 	canaryChain      = "KUBE-PROXY-CANARY"      // nat, filter, mangle: empty; gone when somebody flushes
 )
 
