@@ -53,7 +53,7 @@ fuzz: setup-build ## each fuzz target for a minute
 	@scripts/fuzz.sh
 
 .PHONY: bench
-bench: setup-bench build ## side by side with CoreDNS, kube-proxy and a bare echo; prints ratios
+bench: setup-bench build ## side by side with CoreDNS, kube-proxy and a bare echo; prints ratios (about half an hour)
 	@scripts/bench.sh
 
 .PHONY: clean

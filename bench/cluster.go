@@ -39,6 +39,29 @@ func (s shape) String() string {
 	return fmt.Sprintf("%s services × %d endpoints", count(float64(s.services)), s.endpoints)
 }
 
+// shapes is a flag: 1000x10,10000x10.
+type shapes []shape
+
+func (s *shapes) String() string {
+	var list []string
+	for _, x := range *s {
+		list = append(list, fmt.Sprintf("%dx%d", x.services, x.endpoints))
+	}
+	return strings.Join(list, ",")
+}
+
+func (s *shapes) Set(text string) error {
+	*s = nil
+	for _, f := range strings.Split(text, ",") {
+		var x shape
+		if n, err := fmt.Sscanf(f, "%dx%d", &x.services, &x.endpoints); n != 2 || err != nil || x.services < 1 || x.services > maxSize || x.endpoints < 1 || x.endpoints > 100 {
+			return fmt.Errorf("%q: want services x endpoints of each, such as 1000x10, of at most %dx100", f, maxSize)
+		}
+		*s = append(*s, x)
+	}
+	return nil
+}
+
 // service is the i-th service of the cluster.
 type service int
 

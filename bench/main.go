@@ -23,11 +23,13 @@ import (
 type options struct {
 	bin      string // directory of rutter, rutter-registry and peers/
 	services int    // for dns
-	cluster  shape  // for proxy
+	sizes    shapes // for proxy
+	patience time.Duration
 	short    bool
 	markdown bool
 	keep     bool
 	only     string
+	queries  string // part of the names of the query sets
 	corefile string // file; empty: kubeadm's
 }
 
@@ -81,12 +83,14 @@ func run(ctx context.Context, args []string) (err error) {
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
 	fs.StringVar(&b.bin, "bin", "bin", "directory of rutter, rutter-registry and peers/")
 	fs.IntVar(&b.services, "services", 1000, "services in the DNS part, each with 10 endpoints")
-	fs.IntVar(&b.cluster.services, "proxy-services", 10000, "services in the proxy part")
-	fs.IntVar(&b.cluster.endpoints, "proxy-endpoints", 10, "endpoints of each service in the proxy part")
+	b.sizes = shapes{{services: 1, endpoints: 10}, {services: 1000, endpoints: 10}, {services: 10000, endpoints: 10}, {services: 50000, endpoints: 5}}
+	fs.Var(&b.sizes, "sizes", "clusters in the proxy part, as services x endpoints of each, comma separated; throughput is measured in that with one service")
+	fs.DurationVar(&b.patience, "patience", time.Minute, "the longest that a proxy is waited for; what takes longer is said to")
 	fs.BoolVar(&b.short, "short", false, "one short round of everything: shows that it works, not how fast")
 	fs.BoolVar(&b.markdown, "markdown", false, "print the tables as Markdown")
 	fs.BoolVar(&b.keep, "keep", false, "keep the programs' logs and configurations, and say where they are")
-	fs.StringVar(&b.only, "only", "", "run only these, comma separated, such as Rutter,CoreDNS,echo (ratios need CoreDNS, echo and kube-proxy nftables)")
+	fs.StringVar(&b.only, "only", "", "run only these, comma separated, such as Rutter,CoreDNS,echo or \"Rutter nftables,kube-proxy nftables\" (ratios need CoreDNS, echo and kube-proxy)")
+	fs.StringVar(&b.queries, "queries", "", "only the query sets of the DNS part with this in their names, such as headless")
 	fs.StringVar(&b.corefile, "corefile", "", "Corefile for the DNS part instead of kubeadm's; {PORT}, {PORT1}…, KUBECONFIG and UPSTREAM are filled")
 	fs.Usage = func() {
 		fmt.Fprintln(fs.Output(), "Usage: bench [flags] [size] [dns] [proxy]   (no part named: all)")

@@ -9,39 +9,41 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
 
-	discoveryv1 "k8s.io/api/discovery/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
-	"k8s.io/apimachinery/pkg/watch"
-
 	"github.com/rutter-project/rutter/conformance/peer"
 )
 
-// nodeAddress is the address of the nodes, from TEST-NET-1 (RFC 5737).
-const nodeAddress = "192.0.2.10"
-
 // quietPeriod is how long a proxy must have been idle before the next change:
 // longer than kube-proxy's minSyncPeriod of a second.
-const quietPeriod = 1500 * time.Millisecond
+const quietPeriod = 1200 * time.Millisecond
 
-// proxies are the contenders. Each runs in a network namespace of its own.
-var proxies = []proxyContender{
-	{"Rutter", startAgent},
-	{kubeProxy, startKubeProxy},
+// proxyContender is a proxy in a mode. Each is measured on a ground of its own. A
+// further mode is a further line.
+type proxyContender struct {
+	name   string
+	mode   string // of KubeProxyConfiguration; empty: the whole agent
+	rutter bool
+	legacy bool   // with the iptables programs of before nf_tables
+	than   string // whose figures its own are divided by
+}
+
+var proxyContenders = []proxyContender{
+	{name: "Rutter nftables", mode: "nftables", rutter: true, than: kubeProxy},
+	{name: "Rutter agent (with DNS)", rutter: true, than: kubeProxy},
+	{name: "Rutter iptables", mode: "iptables", rutter: true, than: "kube-proxy iptables"},
+	{name: "Rutter iptables-legacy", mode: "iptables", rutter: true, legacy: true, than: "kube-proxy iptables-legacy"},
+	{name: "Rutter userspace", mode: "userspace", rutter: true, than: kubeProxy},
+	{name: kubeProxy, mode: "nftables"},
+	{name: "kube-proxy iptables", mode: "iptables"},
+	{name: "kube-proxy iptables-legacy", mode: "iptables", legacy: true},
 }
 
 const kubeProxy = "kube-proxy nftables"
-
-type proxyContender struct {
-	name  string
-	start func(b *bench, dir string, reg *peer.Registry, ns *peer.Netns) (*proxyProcess, error)
-}
 
 // proxyProcess is a running proxy and the way to its metrics.
 type proxyProcess struct {
@@ -49,324 +51,218 @@ type proxyProcess struct {
 	metrics func() (net.Conn, error)
 }
 
-func startKubeProxy(b *bench, dir string, reg *peer.Registry, ns *peer.Netns) (*proxyProcess, error) {
-	p, err := peer.StartKubeProxy(b.program("peers/kube-proxy"), "kube-proxy", dir, ns,
-		fmt.Sprintf(peer.ProxyConfig, reg.Kubeconfig, "bench", "nftables", "10.128.0.0/9", ""))
+// start starts the proxyContender on a node.
+func (c proxyContender) start(b *bench, dir string, reg *peer.Registry, node *peer.Netns) (*proxyProcess, error) {
+	dir = filepath.Join(dir, strings.ReplaceAll(c.name, " ", "-"))
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	if c.mode == "" {
+		run, data := filepath.Join(dir, "run"), filepath.Join(dir, "data")
+		if err := errors.Join(os.RemoveAll(run), os.RemoveAll(data), os.MkdirAll(run, 0o755), os.MkdirAll(data, 0o755)); err != nil {
+			return nil, err
+		}
+		p, err := peer.Start(peer.Command{Name: "rutter-agent", Dir: dir, Netns: node, Args: []string{
+			b.program("rutter"), "agent", "--kubeconfig", reg.Kubeconfig, "--node-name", "bench", "--node-ip", nodeAddress,
+			"--cluster-cidr", podRange, "--run-dir", run, "--data-dir", data}})
+		if err != nil {
+			return nil, err
+		}
+		return &proxyProcess{p, func() (net.Conn, error) { return net.Dial("unix", filepath.Join(run, "agent.sock")) }}, nil
+	}
+	config := filepath.Join(dir, "config.yaml")
+	if err := os.WriteFile(config, fmt.Appendf(nil, peer.ProxyConfig, reg.Kubeconfig, "bench", c.mode, podRange, ""), 0o644); err != nil {
+		return nil, err
+	}
+	cmd := peer.Command{Name: "proxy", Dir: dir, Netns: node, Args: []string{b.program("peers/kube-proxy"), "--config", config}}
+	if c.rutter {
+		cmd.Args = []string{b.program("rutter"), "proxy", "--config", config}
+	}
+	if c.legacy {
+		path, err := legacyPrograms(dir)
+		if err != nil {
+			return nil, err
+		}
+		cmd.Env = []string{"PATH=" + path + ":" + os.Getenv("PATH")}
+	}
+	p, err := peer.Start(cmd)
 	if err != nil {
 		return nil, err
 	}
-	return &proxyProcess{p.Process, func() (conn net.Conn, err error) {
-		return conn, ns.Do(func() (err error) {
+	return &proxyProcess{p, func() (conn net.Conn, err error) {
+		return conn, node.Do(func() (err error) {
 			conn, err = net.Dial("tcp", "127.0.0.1:10249")
 			return err
 		})
 	}}, nil
 }
 
-// startAgent starts the whole agent, DNS included.
-func startAgent(b *bench, dir string, reg *peer.Registry, ns *peer.Netns) (*proxyProcess, error) {
-	run, data := filepath.Join(dir, "run"), filepath.Join(dir, "data")
-	if err := errors.Join(os.MkdirAll(run, 0o755), os.MkdirAll(data, 0o755)); err != nil {
-		return nil, err
+// legacyPrograms is a directory in which iptables is iptables-legacy.
+func legacyPrograms(dir string) (string, error) {
+	bin := filepath.Join(dir, "bin")
+	if err := os.MkdirAll(bin, 0o755); err != nil {
+		return "", err
 	}
-	p, err := peer.Start(peer.Command{Name: "rutter-agent", Dir: dir, Netns: ns, Args: []string{
-		b.program("rutter"), "agent", "--kubeconfig", reg.Kubeconfig, "--node-name", "bench", "--node-ip", nodeAddress,
-		"--cluster-cidr", "10.128.0.0/9", "--run-dir", run, "--data-dir", data}})
-	if err != nil {
-		return nil, err
+	for _, v := range []string{"iptables", "ip6tables"} {
+		for _, suffix := range []string{"", "-save", "-restore"} {
+			target, err := exec.LookPath(v + "-legacy" + suffix)
+			if err != nil {
+				return "", fmt.Errorf("%w here: %w", errAbsent, err)
+			}
+			if err := os.Symlink(target, filepath.Join(bin, v+suffix)); err != nil && !errors.Is(err, os.ErrExist) {
+				return "", err
+			}
+		}
 	}
-	return &proxyProcess{p, func() (net.Conn, error) { return net.Dial("unix", filepath.Join(run, "agent.sock")) }}, nil
+	return bin, nil
 }
 
-// synced is how long the proxy says that its first pass over all services
-// took: the sum of kube-proxy's metric for full passes, while there was one.
-func (p *proxyProcess) synced() (time.Duration, error) {
-	client := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true,
+// errAbsent says that a proxyContender cannot take part.
+var errAbsent = errors.New("not possible")
+
+// counter reads the sum of a histogram of kube-proxy's, for IPv4, in seconds,
+// and how often it was observed.
+func (p *proxyProcess) counter(name string) (sum time.Duration, n int, err error) {
+	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true,
 		DialContext: func(context.Context, string, string) (net.Conn, error) { return p.metrics() }}}
 	res, err := client.Get("http://localhost/metrics")
 	if err != nil {
-		return 0, fmt.Errorf("reading metrics: %w", err)
+		return 0, 0, fmt.Errorf("reading metrics: %w", err)
 	}
 	defer res.Body.Close()
-	const name = `kubeproxy_sync_full_proxy_rules_duration_seconds_sum{ip_family="IPv4"} `
-	lines := bufio.NewScanner(res.Body)
-	for lines.Scan() {
-		if v, ok := strings.CutPrefix(lines.Text(), name); ok {
-			s, err := strconv.ParseFloat(v, 64)
-			return time.Duration(s * float64(time.Second)), err
+	for lines := bufio.NewScanner(res.Body); lines.Scan(); {
+		if v, ok := strings.CutPrefix(lines.Text(), name+`_sum{ip_family="IPv4"} `); ok {
+			s, _ := strconv.ParseFloat(v, 64)
+			sum = time.Duration(s * float64(time.Second))
+		}
+		if v, ok := strings.CutPrefix(lines.Text(), name+`_count{ip_family="IPv4"} `); ok {
+			n, _ = strconv.Atoi(v)
 		}
 	}
-	return 0, errors.Join(fmt.Errorf("the metrics have no %s", name), lines.Err())
+	return sum, n, nil
 }
 
-// proxyResult is what was seen of one proxy.
-type proxyResult struct {
-	name      string
-	first     time.Duration // process start → everything in the kernel
-	synced    time.Duration // the part of it that was not reading from the API
-	firstCPU  time.Duration
-	fromWrite []time.Duration // API call → kernel
-	fromEvent []time.Duration // watch event here → kernel
-	cpu       []time.Duration // per change
-	memory    peer.Memory
-}
+const (
+	fullSync    = "kubeproxy_sync_full_proxy_rules_duration_seconds"
+	partialSync = "kubeproxy_sync_partial_proxy_rules_duration_seconds"
+)
 
+// proxy measures the proxyContenders in clusters of several sizes.
 func (b *bench) proxy(ctx context.Context) error {
-	dir, err := b.subdir("proxy")
-	if err != nil {
-		return err
+	if b.short {
+		b.sizes = shapes{{services: 1, endpoints: 10}, {services: 200, endpoints: 10}}
 	}
+	var flows []sizedResults
+	for i, size := range b.sizes {
+		dir, err := b.subdir(fmt.Sprintf("proxy-%d", i))
+		if err != nil {
+			return err
+		}
+		results, err := b.proxySize(ctx, dir, size)
+		if err != nil {
+			return fmt.Errorf("%s: %w", size, err)
+		}
+		flows = append(flows, sizedResults{size, results})
+		if size.services > 1 {
+			b.printProxies(size, results)
+		}
+	}
+	b.printConnections(flows)
+	b.printThroughput(flows)
+	return nil
+}
+
+// proxySize measures the proxyContenders in a cluster of one size.
+func (b *bench) proxySize(ctx context.Context, dir string, size shape) ([]*proxyResult, error) {
 	reg, err := peer.StartRegistry(b.program("rutter-registry"), dir)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer reg.Stop()
-	if b.short {
-		b.cluster.services = min(b.cluster.services, 1000)
-	}
-	b.say("proxy: loading %s into the API", b.cluster)
-	if err := b.cluster.fill(ctx, reg.Client, func(n int) { b.say("proxy: %d services", n) }); err != nil {
-		return err
+	b.say("proxy: loading %s into the API", size)
+	if err := size.fill(ctx, reg.Client, func(n int) {
+		if n%5000 == 0 {
+			b.say("proxy: %d services", n)
+		}
+	}); err != nil {
+		return nil, err
 	}
 	if err := reg.AddNode(ctx, "bench", "", nodeAddress); err != nil {
-		return err
+		return nil, err
 	}
-	var results []*proxyResult
-	for _, p := range proxies {
-		if !b.wanted(p.name) {
+	course := &course{bench: b, ctx: ctx, reg: reg, size: size}
+	if err := course.addBulk(); err != nil {
+		return nil, err
+	}
+	results := []*proxyResult{}
+	if direct, err := course.direct(); err != nil {
+		return nil, err
+	} else if b.wanted(directName) {
+		results = append(results, direct)
+	}
+	for _, c := range proxyContenders {
+		if !b.wanted(c.name) {
 			continue
 		}
-		b.say("proxy: %s", p.name)
-		r, err := b.measureProxy(ctx, dir, reg, p.start)
-		if err != nil {
-			return fmt.Errorf("%s: %w", p.name, err)
-		}
-		r.name = p.name
+		b.say("proxy: %s: %s", size, c.name)
+		start := time.Now()
+		r := &proxyResult{proxyContender: c}
 		results = append(results, r)
+		if r.err = course.run(dir, r); r.err != nil {
+			b.say("proxy: %s: %v", c.name, r.err)
+		}
+		b.say("proxy: %s took %s", c.name, time.Since(start).Round(time.Second))
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		if err := course.restore(); err != nil {
+			return nil, err
+		}
 	}
-	b.printProxies(results)
-	return nil
+	return results, nil
 }
 
-func (b *bench) measureProxy(ctx context.Context, dir string, reg *peer.Registry,
-	start func(*bench, string, *peer.Registry, *peer.Netns) (*proxyProcess, error)) (*proxyResult, error) {
-	r := &proxyResult{}
-	return r, b.inNetns(reg, func(ns *peer.Netns) error {
-		nft, err := openNFTables(ns)
-		if err != nil {
-			return err
+// firstProgramming is the time from the start of the process until every
+// service of a sample, spread over all of them, was connected to.
+func (g *ground) firstProgramming(ctx context.Context, p *peer.Process, size shape, bound time.Duration) (time.Duration, error) {
+	const sample = 500
+	n := min(sample, size.services)
+	vips := make([]netip.Addr, n)
+	endpoints := make(map[netip.Addr][]netip.Addr, n)
+	for i := range n {
+		s := service(0)
+		if n > 1 {
+			s = service(i * (size.services - 1) / (n - 1)) // the last one too
 		}
-		defer nft.close()
-		p, err := start(b, dir, reg, ns)
-		if err != nil {
-			return err
-		}
-		defer p.Stop()
-		if err := b.follow(ctx, reg, p, nft, r); err != nil {
-			return fmt.Errorf("%w\n%s", err, p.Log())
-		}
-		return nil
-	})
-}
-
-// inNetns runs f with a network namespace that has a node's address and leads
-// to the API server.
-func (b *bench) inNetns(reg *peer.Registry, f func(*peer.Netns) error) (err error) {
-	ns, err := peer.NewNetns()
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, ns.Close()) }()
-	if err := errors.Join(ns.AddInterface("eth0", nodeAddress+"/24"), ns.Forward(reg.Address())); err != nil {
-		return err
-	}
-	return f(ns)
-}
-
-// follow measures a proxy that has just been started.
-func (b *bench) follow(ctx context.Context, reg *peer.Registry, p *proxyProcess, nft *nftables, r *proxyResult) (err error) {
-	if r.first, err = firstProgramming(p.Process, nft, b.cluster); err != nil {
-		return err
-	}
-	if err := p.Idle(quietPeriod, 2*time.Minute); err != nil {
-		return err
-	}
-	if r.synced, err = p.synced(); err != nil {
-		return err
-	}
-	if r.firstCPU, err = p.CPUWithChildren(); err != nil {
-		return err
-	}
-	changes := 9
-	if b.short {
-		changes = 3
-	}
-	for i := range changes {
-		if err := b.changeOne(ctx, reg, p.Process, nft, i, r); err != nil {
-			return fmt.Errorf("changing one endpoint: %w", err)
-		}
-		if i == 2 && r.fromWrite[i] > time.Second {
-			break // three of those will do
+		vips[i] = s.clusterIP()
+		for k := range size.endpoints {
+			endpoints[vips[i]] = append(endpoints[vips[i]], s.endpoint(k, size.endpoints))
 		}
 	}
-	r.memory, err = p.Memory()
-	return err
-}
-
-// firstProgramming is the time from the start of the process to the transaction
-// after which the kernel held all that it holds in the end. While a proxy works
-// in several transactions the sets are listed four times a second; the last
-// transaction before the list is the one that counts.
-func firstProgramming(p *peer.Process, nft *nftables, cluster shape) (time.Duration, error) {
-	all := make([]netip.Addr, cluster.services)
-	for i := range all {
-		all[i] = service(i).clusterIP()
-	}
-	var generation, listed uint32
-	var changed, complete, lastList time.Time
-	elements, found := 0, 0
-	for ; ; time.Sleep(2 * time.Millisecond) {
-		g, err := nft.generation()
-		if err != nil {
-			return 0, err
-		}
-		if g != generation {
-			generation, changed = g, time.Now()
-		}
-		if generation != listed && time.Since(lastList) > 250*time.Millisecond {
-			listed = generation
-			before := changed
-			n, f, err := nft.holds(all)
-			if err != nil {
-				return 0, err
-			}
-			if n != elements || f != found {
-				elements, found, complete = n, f, before
-			}
-			lastList = time.Now()
-		}
-		if found == len(all) && time.Since(complete) > 3*time.Second {
-			return complete.Sub(p.Started), nil
-		}
-		if time.Since(p.Started) > 5*time.Minute {
-			return 0, fmt.Errorf("only %d of %d services are in the kernel after 5 minutes", found, len(all))
-		}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() {
 		select {
 		case <-p.Done():
-			return 0, errors.New("it ended")
-		default:
-		}
-	}
-}
-
-// changeOne replaces an endpoint of a service by one with a new address and
-// waits for that address to be in the kernel.
-func (b *bench) changeOne(ctx context.Context, reg *peer.Registry, p *peer.Process, nft *nftables, i int, r *proxyResult) error {
-	m, err := nft.watchTransactions()
-	if err != nil {
-		return err
-	}
-	defer m.close()
-	s := service((i*997 + 13) % b.cluster.services)
-	endpointSlices := reg.Client.DiscoveryV1().EndpointSlices(s.namespace())
-	old, err := endpointSlices.Get(ctx, s.name()+"-1", metav1.GetOptions{})
-	if err != nil {
-		return err
-	}
-	// This process's own watch sees the event when the proxy's does. It begins
-	// now: the slice's own version may be older than the server's memory.
-	now, err := endpointSlices.List(ctx, metav1.ListOptions{Limit: 1})
-	if err != nil {
-		return err
-	}
-	w, err := endpointSlices.Watch(ctx, metav1.ListOptions{ResourceVersion: now.ResourceVersion,
-		FieldSelector: fields.OneTermEqualSelector("metadata.name", old.Name).String()})
-	if err != nil {
-		return err
-	}
-	defer w.Stop()
-	cpuBefore, err := p.CPUWithChildren()
-	if err != nil {
-		return err
-	}
-
-	addr := ipv4(10<<24 | 254<<16 | uint32(time.Now().UnixNano()&0xffff)) // new each time
-	changed := old.DeepCopy()
-	changed.Endpoints[b.cluster.endpoints/2].Addresses = []string{addr.String()}
-	m.want <- addr
-	events := make(chan time.Time, 1)
-	go func() {
-		defer close(events)
-		for e := range w.ResultChan() {
-			if s, ok := e.Object.(*discoveryv1.EndpointSlice); ok && e.Type == watch.Modified && s.ResourceVersion != old.ResourceVersion {
-				events <- time.Now()
-				return
-			}
+			cancel(fmt.Errorf("it ended: %s", lastLine(p.Log())))
+		case <-ctx.Done():
 		}
 	}()
-	written := time.Now()
-	if _, err := endpointSlices.Update(ctx, changed, metav1.UpdateOptions{}); err != nil {
-		return err
-	}
-	var inKernel time.Time
-	select {
-	case inKernel = <-m.found:
-	case <-time.After(time.Minute):
-		return fmt.Errorf("endpoint %s of %s/%s was not in the kernel after a minute", addr, s.namespace(), s.name())
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-	event, ok := <-events
-	if !ok {
-		return errors.New("the watch of this benchmark ended before its event")
-	}
-	r.fromWrite = append(r.fromWrite, inKernel.Sub(written))
-	r.fromEvent = append(r.fromEvent, max(0, inKernel.Sub(event)))
-	if err := p.Idle(quietPeriod, 2*time.Minute); err != nil {
-		return err
-	}
-	cpuAfter, err := p.CPUWithChildren()
-	if err != nil {
-		return err
-	}
-	r.cpu = append(r.cpu, cpuAfter-cpuBefore)
-	return nil
-}
-
-func (b *bench) printProxies(results []*proxyResult) {
-	ref := &proxyResult{}
-	for _, r := range results {
-		if r.name == kubeProxy {
-			ref = r
+	served := func(vip netip.Addr) (time.Time, bool) {
+		for _, e := range endpoints[vip] {
+			if t, ok := g.server.first(e); ok {
+				return t, true
+			}
 		}
+		return time.Time{}, false
 	}
-	t := &table{title: "Service proxy, first programming, " + b.cluster.String()}
-	t.add("", "start → kernel s", "× faster", "of which sync s", "× faster", "CPU s", "× less", "RSS MB after")
-	for _, r := range results {
-		t.add(r.name,
-			seconds(r.first), ratio(ref.first.Seconds(), r.first.Seconds()),
-			seconds(r.synced), ratio(ref.synced.Seconds(), r.synced.Seconds()),
-			seconds(r.firstCPU), ratio(ref.firstCPU.Seconds(), r.firstCPU.Seconds()),
-			megabytes(r.memory.Resident))
+	// A few tell when it is worth to ask all.
+	few := []netip.Addr{vips[0], vips[n/2], vips[n-1]}
+	if _, err := g.await(ctx, few, served, bound); err != nil {
+		return 0, err
 	}
-	t.notes = []string{
-		"from the start of the process, so listing from the API is included; sync is the rest, by the proxy's own metric",
-		"Rutter is the whole agent, DNS included; CPU includes the nft processes that kube-proxy starts"}
-	b.out.print(t)
-
-	t = &table{title: "Service proxy, one endpoint changed, " + b.cluster.String()}
-	t.add("", "API write → kernel ms", "× faster", "watch event → kernel ms", "max ms", "× faster", "CPU ms", "× less")
-	for _, r := range results {
-		write, event, cpu := median(r.fromWrite), median(r.fromEvent), median(r.cpu)
-		t.add(r.name,
-			millis(write), ratio(float64(median(ref.fromWrite)), float64(write)),
-			millis(event), millis(slices.Max(r.fromEvent)), ratio(float64(median(ref.fromEvent)), float64(event)),
-			millis(cpu), ratio(float64(median(ref.cpu)), float64(cpu)))
-	}
-	t.notes = []string{"medians of several changes; the watch event is the one that this benchmark's own watch gets; CPU until the proxy is idle again"}
-	b.out.print(t)
+	last, err := g.await(ctx, vips, served, bound)
+	return last.Sub(p.Started), err
 }
 
-func seconds(d time.Duration) string { return fmt.Sprintf("%.2f", d.Seconds()) }
-
-func millis(d time.Duration) string { return fmt.Sprintf("%.2f", float64(d)/float64(time.Millisecond)) }
+func lastLine(text string) string { return text[strings.LastIndexByte(text, '\n')+1:] }

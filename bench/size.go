@@ -51,33 +51,32 @@ func (b *bench) size(ctx context.Context) error {
 	if err := reg.AddNode(ctx, "bench", "", nodeAddress); err != nil {
 		return err
 	}
-	for _, c := range proxies {
-		if !b.wanted(c.name) {
+	for _, c := range proxyContenders {
+		if !b.wanted(c.name) || c.legacy {
 			continue
 		}
-		if err := b.inNetns(reg, func(ns *peer.Netns) error {
-			p, err := c.start(b, dir, reg, ns)
-			if err != nil {
-				return err
+		g, err := newGround(reg.Address())
+		if err != nil {
+			return err
+		}
+		p, err := c.start(b, dir, reg, g.node)
+		if err == nil {
+			if _, err = g.firstProgramming(ctx, p.Process, cluster, b.patience); err == nil {
+				err = errors.Join(p.Idle(quietPeriod, time.Minute), row(c.name+", "+cluster.String(), p.Process))
 			}
-			defer p.Stop()
-			nft, err := openNFTables(ns)
-			if err != nil {
-				return err
-			}
-			defer nft.close()
-			if _, err := firstProgramming(p.Process, nft, cluster); err != nil {
-				return fmt.Errorf("%s: %w\n%s", c.name, err, p.Log())
-			}
-			return errors.Join(p.Idle(quietPeriod, time.Minute), row(c.name+", "+cluster.String(), p.Process))
-		}); err != nil {
+			p.Stop()
+		}
+		if err != nil {
+			memory.notes = append(memory.notes, fmt.Sprintf("%s: %v", c.name, err))
+		}
+		if err := g.close(); err != nil {
 			return err
 		}
 	}
 	if err := errors.Join(reg.Idle(time.Second, time.Minute), row("rutter-registry, "+cluster.String(), reg.Process)); err != nil {
 		return err
 	}
-	memory.notes = []string{fmt.Sprintf("rutter-registry was ready %.1f s after its start in an empty directory; Rutter is the whole agent, DNS included", reg.Ready.Seconds())}
+	memory.notes = append(memory.notes, fmt.Sprintf("rutter-registry was ready %.1f s after its start in an empty directory", reg.Ready.Seconds()))
 	b.out.print(memory)
 	return nil
 }

@@ -11,4 +11,4 @@ cd "$(dirname "$0")/.."
 export PATH=$PATH:/usr/sbin:/sbin
 scripts/build-peers.sh
 (cd bench && go build -o ../bin/peers/bench .)
-exec bin/peers/bench "$@"
+bin/peers/bench "$@"
