@@ -102,6 +102,9 @@ func (c *column) become(r *runner, next kind) error {
 	if err := errors.Join(stopProxy(unix.SIGTERM)(c), c.start("n1")); err != nil {
 		return err
 	}
+	if before.proxy == "rutter" && before.mode == "iptables" && next.mode == "iptables" {
+		return nil // kube-proxy takes over the chains, which have its names
+	}
 	if before.proxy == "rutter" {
 		port, answer, err := r.cluster.mark(r.ctx)
 		if err := errors.Join(err, c.caughtUp(r.cluster.services["marker"], port, answer)); err != nil {
