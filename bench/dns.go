@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -113,6 +114,28 @@ type measurement struct {
 	cpuAtRate time.Duration   // per query
 }
 
+// numbers are a flag of several, comma separated.
+type numbers []int
+
+func (n *numbers) String() string {
+	return strings.Trim(strings.ReplaceAll(fmt.Sprint(*n), " ", ","), "[]")
+}
+
+// Set reads them; each must be at least ten, for every tenth service is
+// headless.
+func (n *numbers) Set(s string) error {
+	*n = nil
+	for _, f := range strings.Split(s, ",") {
+		v, err := strconv.Atoi(strings.TrimSpace(f))
+		if err != nil || v < 10 {
+			return fmt.Errorf("%q is no number of at least 10", f)
+		}
+		*n = append(*n, v)
+	}
+	slices.Sort(*n)
+	return nil
+}
+
 func (b *bench) dns(ctx context.Context) error {
 	dir, err := b.subdir("dns")
 	if err != nil {
@@ -123,12 +146,26 @@ func (b *bench) dns(ctx context.Context) error {
 		return err
 	}
 	defer reg.Stop()
-	cluster := shape{b.services, endpointsPerService, true}
+	for _, services := range b.services {
+		sub := filepath.Join(dir, fmt.Sprint(services))
+		if err := os.Mkdir(sub, 0o755); err != nil {
+			return err
+		}
+		if err := b.dnsAt(ctx, services, sub, reg); err != nil {
+			return fmt.Errorf("%d services: %w", services, err)
+		}
+	}
+	return nil
+}
+
+// dnsAt measures everybody with a number of services.
+func (b *bench) dnsAt(ctx context.Context, services int, dir string, reg *peer.Registry) error {
+	cluster := shape{services, endpointsPerService, true}
 	b.say("dns: loading %s into the API", cluster)
 	if err := cluster.fill(ctx, reg.Client, func(n int) { b.say("dns: %d services", n) }); err != nil {
 		return err
 	}
-	contenders, err := b.startContenders(dir, reg)
+	contenders, err := b.startContenders(dir, services, reg)
 	defer func() {
 		for _, c := range contenders {
 			c.server.Stop()
@@ -143,24 +180,28 @@ func (b *bench) dns(ctx context.Context) error {
 	}
 	r := rand.New(rand.NewPCG(1, 2)) // the same queries each time
 	for _, set := range querySets {
+		if !strings.Contains(set.name, b.queries) {
+			continue
+		}
 		file := filepath.Join(dir, "queries.txt")
 		var lines strings.Builder
 		for range 10000 {
-			lines.WriteString(set.query(r, b.services) + "\n")
+			lines.WriteString(set.query(r, services) + "\n")
 		}
 		if err := os.WriteFile(file, []byte(lines.String()), 0o644); err != nil {
 			return err
 		}
 		b.say("dns: %s", set.name)
-		if err := b.loadAll(ctx, set, file, contenders, rounds, seconds); err != nil {
+		title := fmt.Sprintf("DNS, %s, %s services", set.name, count(float64(services)))
+		if err := b.loadAll(ctx, title, set, file, contenders, rounds, seconds); err != nil {
 			return fmt.Errorf("%s: %w", set.name, err)
 		}
 	}
-	return b.printMemory(contenders)
+	return b.printMemory(cluster, contenders)
 }
 
 // loadAll runs one query set against everybody, in turns, and prints a table.
-func (b *bench) loadAll(ctx context.Context, set querySet, file string, all []*contender, rounds, seconds int) error {
+func (b *bench) loadAll(ctx context.Context, title string, set querySet, file string, all []*contender, rounds, seconds int) error {
 	took := map[string]*measurement{}
 	in := slices.DeleteFunc(slices.Clone(all), func(c *contender) bool {
 		return c.sets != nil && !slices.Contains(c.sets, set.name)
@@ -198,7 +239,7 @@ func (b *bench) loadAll(ctx context.Context, set querySet, file string, all []*c
 		m := took[c.name]
 		m.p50, m.p99, m.cpuAtRate = percentile(res.latencies, 50), percentile(res.latencies, 99), cpu
 	}
-	t := &table{title: fmt.Sprintf("DNS, %s, %s services", set.name, count(float64(b.services)))}
+	t := &table{title: title}
 	t.add("", "queries/s", "× CoreDNS", "of echo", "CPU µs", "of CoreDNS",
 		fmt.Sprintf("at %s/s: CPU µs", count(float64(rate))), "of CoreDNS", "p50 µs", "p99 µs")
 	for _, c := range in {
@@ -236,7 +277,7 @@ func (b *bench) observe(ctx context.Context, c *contender, set querySet, l load)
 
 // startContenders starts the servers. Those of Debian that are not installed
 // are left out.
-func (b *bench) startContenders(dir string, reg *peer.Registry) (all []*contender, err error) {
+func (b *bench) startContenders(dir string, services int, reg *peer.Registry) (all []*contender, err error) {
 	up, err := startEcho(dir, "upstream")
 	if err != nil {
 		return nil, err
@@ -273,7 +314,7 @@ func (b *bench) startContenders(dir string, reg *peer.Registry) (all []*contende
 			continue
 		}
 		starts[d.name] = func() (*contender, error) {
-			s, err := d.start(dir, b.services, up.Addr)
+			s, err := d.start(dir, services, up.Addr)
 			return &contender{server: s, sets: d.sets}, err
 		}
 		order = append(order, d.name)
@@ -289,7 +330,7 @@ func (b *bench) startContenders(dir string, reg *peer.Registry) (all []*contende
 		c.name = name
 		all = append(all, c)
 		if !c.blind {
-			last := service(b.services/10*10 - 1)
+			last := service(services/10*10 - 1)
 			if err := c.server.WaitForAnswer(last.fqdn(), 1, endpointsPerService); err != nil {
 				return all, err
 			}
@@ -316,8 +357,8 @@ func startEcho(dir, kind string) (*peer.Nameserver, error) {
 	return s, err
 }
 
-func (b *bench) printMemory(all []*contender) error {
-	t := &table{title: fmt.Sprintf("DNS, resident memory in MB with %s", shape{b.services, endpointsPerService, true})}
+func (b *bench) printMemory(cluster shape, all []*contender) error {
+	t := &table{title: fmt.Sprintf("DNS, resident memory in MB with %s", cluster)}
 	t.add("", "synced", "after the load", "anonymous")
 	var errs []error
 	for _, c := range all {

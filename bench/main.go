@@ -21,9 +21,9 @@ import (
 
 // options are the command line's.
 type options struct {
-	bin      string // directory of rutter, rutter-registry and peers/
-	services int    // for dns
-	sizes    shapes // for proxy
+	bin      string  // directory of rutter, rutter-registry and peers/
+	services numbers // for dns, from small to large
+	sizes    shapes  // for proxy
 	patience time.Duration
 	short    bool
 	markdown bool
@@ -82,7 +82,8 @@ func run(ctx context.Context, args []string) (err error) {
 	b := &bench{progress: os.Stderr}
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
 	fs.StringVar(&b.bin, "bin", "bin", "directory of rutter, rutter-registry and peers/")
-	fs.IntVar(&b.services, "services", 1000, "services in the DNS part, each with 10 endpoints")
+	b.services = numbers{1000, 10000}
+	fs.Var(&b.services, "services", "services in the DNS part, each with 10 endpoints; several numbers, comma separated, are measured one after the other")
 	b.sizes = shapes{{services: 1, endpoints: 10}, {services: 1000, endpoints: 10}, {services: 10000, endpoints: 10}, {services: 50000, endpoints: 5}}
 	fs.Var(&b.sizes, "sizes", "clusters in the proxy part, as services x endpoints of each, comma separated; throughput is measured in that with one service")
 	fs.DurationVar(&b.patience, "patience", time.Minute, "the longest that a proxy is waited for; what takes longer is said to")
