@@ -50,6 +50,7 @@ leaves the service addresses working; --cleanup removes them.`,
 	f.Var(&prefixesValue{list: &cfg.ClusterCIDRs}, "cluster-cidr", "ranges of all pods of the cluster: traffic to service addresses from elsewhere is masqueraded")
 	f.Var(&prefixesValue{list: &cfg.ServiceCIDRs}, "service-cidr", "ranges of the service addresses")
 	f.Var(&prefixesValue{list: &cfg.PodCIDRs}, "pod-cidr", "ranges of this node's pods (default: what the Node object says)")
+	registerCounters(f, &cfg.NoCounters, &cfg.CountBytes)
 	f.BoolVar(&cleanup, "cleanup", false, "remove what the agent put into the kernel, and exit")
 	logs.register(f)
 	return cmd

@@ -126,3 +126,32 @@ func join[T fmt.Stringer](list []T) string {
 	}
 	return strings.Join(out, ",")
 }
+
+// countersValue is --counters: what is counted of the traffic through services.
+type countersValue struct{ off, bytes *bool }
+
+func registerCounters(f *pflag.FlagSet, off, bytes *bool) {
+	f.Var(countersValue{off, bytes}, "counters", "what to count by service and endpoint: connections, bytes (connections and bytes; costs a lookup per packet), or off")
+}
+
+func (v countersValue) Type() string { return "what" }
+
+func (v countersValue) String() string {
+	switch {
+	case v.off == nil:
+		return ""
+	case *v.off:
+		return "off"
+	case *v.bytes:
+		return "bytes"
+	}
+	return "connections"
+}
+
+func (v countersValue) Set(s string) error {
+	if s != "connections" && s != "bytes" && s != "off" {
+		return fmt.Errorf("%q: want connections, bytes or off", s)
+	}
+	*v.off, *v.bytes = s == "off", s == "bytes"
+	return nil
+}

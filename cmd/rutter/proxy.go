@@ -16,6 +16,7 @@ import (
 
 func newProxyCommand() *cobra.Command {
 	var f config.Flags
+	var noCounters, countBytes bool
 	cmd := &cobra.Command{
 		Use:   "proxy [--config FILE]",
 		Short: "Program service addresses alone, in the place of kube-proxy",
@@ -55,7 +56,8 @@ that mode's rules and those under Rutter's own names go.`,
 			if f.WriteConfigTo != "" {
 				return writeConfig(c, f.WriteConfigTo)
 			}
-			o := standalone.Options{Config: c, File: f.File, Load: f.Resolve, Master: f.Master, Version: version.Get().Version, Log: log}
+			o := standalone.Options{Config: c, File: f.File, Load: f.Resolve, Master: f.Master, Version: version.Get().Version, Log: log,
+				NoCounters: noCounters, CountBytes: countBytes}
 			if f.InitOnly {
 				standalone.Init(o)
 				return nil
@@ -64,6 +66,7 @@ that mode's rules and those under Rutter's own names go.`,
 		},
 	}
 	f.Register(cmd.Flags())
+	registerCounters(cmd.Flags(), &noCounters, &countBytes)
 	return cmd
 }
 

@@ -15,30 +15,37 @@ import (
 )
 
 func newStatusCommand() *cobra.Command {
-	runDir, output := agent.DefaultRunDir, ""
+	runDir, output, services := agent.DefaultRunDir, "", false
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show how this node's agent is doing",
 		Long: `Asks the agent on this host how it is doing: its view of the API, what it knows,
 what it has programmed and published, and what is not as it should be.
 
+With --services it shows the connections through this node since the agent
+started, by service and endpoint, the busiest first; with bytes if the agent
+runs with --counters=bytes.
+
 The exit code is 0 when all is well, 1 when the agent does not answer or
 something is degraded.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if output != "" && output != "json" {
+				return usageError{fmt.Errorf("-o %q: want json, or nothing for text", output)}
+			}
+			if services {
+				return showServices(cmd, runDir, output)
+			}
 			s, err := agent.FetchStatus(cmd.Context(), filepath.Join(runDir, agent.Socket))
 			if err != nil {
 				return err
 			}
-			switch output {
-			case "json":
+			if output == "json" {
 				e := json.NewEncoder(cmd.OutOrStdout())
 				e.SetIndent("", "  ")
 				err = e.Encode(s)
-			case "":
+			} else {
 				err = printStatus(cmd.OutOrStdout(), s)
-			default:
-				return usageError{fmt.Errorf("-o %q: want json, or nothing for text", output)}
 			}
 			if err == nil && len(s.Degraded) > 0 {
 				return exitError{exitFailed}
@@ -47,6 +54,7 @@ something is degraded.`,
 		},
 	}
 	cmd.Flags().StringVar(&runDir, "run-dir", runDir, "run directory of the agent")
+	cmd.Flags().BoolVar(&services, "services", false, "show the connections to services instead")
 	cmd.Flags().StringVarP(&output, "output", "o", "", "json, or nothing for text")
 	return cmd
 }

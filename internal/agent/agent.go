@@ -163,7 +163,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	}
 	running.Go(func() { events.Run(ctx) })
 	a.publisher = newPublisher(a.cat, a.proxy, store, registry, cfg.Log)
-	waitSocket, err := serveStatus(ctx, filepath.Join(cfg.RunDir, Socket), a.status, registry, cfg.Log)
+	waitSocket, err := serveStatus(ctx, filepath.Join(cfg.RunDir, Socket), a.status, a.serveTraffic, registry, cfg.Log)
 	if err != nil {
 		return err
 	}

@@ -38,7 +38,9 @@ type Config struct {
 	// PodCIDRs are the ranges of this node's pods; empty: what the Node object
 	// says.
 	PodCIDRs []netip.Prefix
-	Log      *slog.Logger
+	// NoCounters and CountBytes are as in proxy.Config.
+	NoCounters, CountBytes bool
+	Log                    *slog.Logger
 }
 
 // DefaultRunDir is where all commands look unless told otherwise.

@@ -60,6 +60,7 @@ func (a *agent) proxyConfig(kubeProxy *standalone.Options, registry *prometheus.
 	cfg.ServiceCIDRs = a.cfg.ServiceCIDRs
 	cfg.DNSService = dnsService
 	cfg.NodeDNSAlive = a.serving.Load
+	cfg.NoCounters, cfg.CountBytes = a.cfg.NoCounters, a.cfg.CountBytes
 	cfg.Event = events.Post
 	cfg.Logger, cfg.Registerer = a.cfg.Log, registry
 	for _, addr := range a.cfg.localDNS() {

@@ -68,7 +68,7 @@ type DNSStatus struct {
 
 // serveStatus serves the local API on a unix socket until ctx ends. The
 // returned function waits for its end.
-func serveStatus(ctx context.Context, path string, status func() Status, registry *prometheus.Registry, log *slog.Logger) (wait func(), err error) {
+func serveStatus(ctx context.Context, path string, status func() Status, traffic http.HandlerFunc, registry *prometheus.Registry, log *slog.Logger) (wait func(), err error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("agent socket: %w", err)
 	}
@@ -99,6 +99,7 @@ func serveStatus(ctx context.Context, path string, status func() Status, registr
 		}
 		fmt.Fprintln(w, "ok")
 	})
+	mux.HandleFunc("GET /traffic", traffic)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
 	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}
 	done := make(chan struct{})
@@ -114,6 +115,20 @@ func serveStatus(ctx context.Context, path string, status func() Status, registr
 
 // FetchStatus asks the agent whose run directory holds the socket.
 func FetchStatus(ctx context.Context, socket string) (Status, error) {
+	var s Status
+	resp, err := ask(ctx, socket, "/status")
+	if err != nil {
+		return s, err
+	}
+	defer resp.Body.Close()
+	if err := json.NewDecoder(resp.Body).Decode(&s); err != nil {
+		return s, fmt.Errorf("read the agent's status: %w", err)
+	}
+	return s, nil
+}
+
+// ask gets a page of the local API.
+func ask(ctx context.Context, socket, path string) (*http.Response, error) {
 	client := http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -121,21 +136,16 @@ func FetchStatus(ctx context.Context, socket string) (Status, error) {
 			return d.DialContext(ctx, "unix", socket)
 		},
 	}}
-	var s Status
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent/status", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent"+path, nil)
 	if err != nil {
-		return s, err
+		return nil, err
 	}
 	resp, err := client.Do(req)
 	if errors.Is(err, fs.ErrPermission) {
-		return s, fmt.Errorf("the agent is not asked: %w; its socket is for root only, try sudo", errors.Unwrap(err))
+		return nil, fmt.Errorf("the agent is not asked: %w; its socket is for root only, try sudo", errors.Unwrap(err))
 	}
 	if err != nil {
-		return s, fmt.Errorf("the agent does not answer on %s: %w; is `rutter agent` or `rutter up` running (--run-dir)?", socket, errors.Unwrap(err))
+		return nil, fmt.Errorf("the agent does not answer on %s: %w; is `rutter agent` or `rutter up` running (--run-dir)?", socket, errors.Unwrap(err))
 	}
-	defer resp.Body.Close()
-	if err := json.NewDecoder(resp.Body).Decode(&s); err != nil {
-		return s, fmt.Errorf("read the agent's status: %w", err)
-	}
-	return s, nil
+	return resp, nil
 }

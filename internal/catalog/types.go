@@ -1,6 +1,7 @@
 package catalog
 
 import (
+	"fmt"
 	"net/netip"
 	"strings"
 	"time"
@@ -58,6 +59,20 @@ func (p Protocol) String() string {
 		return "SCTP"
 	}
 	return "unknown"
+}
+
+// MarshalText writes the name.
+func (p Protocol) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
+
+// UnmarshalText reads the name.
+func (p *Protocol) UnmarshalText(text []byte) error {
+	for _, known := range []Protocol{TCP, UDP, SCTP} {
+		if known.String() == string(text) {
+			*p = known
+			return nil
+		}
+	}
+	return fmt.Errorf("protocol %q: want TCP, UDP or SCTP", text)
 }
 
 // ServiceType is spec.type of a Service.

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bufio"
+	"encoding/json"
 	"fmt"
 	"net"
 	"os"
@@ -107,6 +108,33 @@ func TestSystem(t *testing.T) {
 		}
 		if out, err := s.inPod("curl", "curl", "-sS", "--max-time", "10", "http://web:81/"); exitCode(err) != curlRefused {
 			t.Errorf("a port that the service lacks: %v, want refused at once\n%s", err, out)
+		}
+	})
+
+	t.Run("connections are counted", func(t *testing.T) {
+		s := s.in(t)
+		if out, err := s.inPod("curl", "curl", "-sS", "--max-time", "60", "http://web/"); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		// The counters are read every few seconds.
+		s.await("default/web in rutter status --services", func() error {
+			if out, err := s.run(s.bin, "status", "--services"); err != nil || !strings.Contains(out, "default/web ") {
+				return fmt.Errorf("%v\n%s", err, out)
+			}
+			return nil
+		})
+		var list []struct {
+			Service     struct{ Name string }
+			Connections int
+			Endpoints   []struct {
+				Endpoint, Protocol string
+				Connections        int
+			}
+		}
+		out, err := s.run(s.bin, "status", "--services", "-o", "json")
+		if err != nil || json.Unmarshal([]byte(out), &list) != nil || len(list) == 0 || list[0].Connections < 1 ||
+			len(list[0].Endpoints) == 0 || list[0].Endpoints[0].Endpoint == "" {
+			t.Errorf("rutter status --services -o json: %v\n%s", err, out)
 		}
 	})
 

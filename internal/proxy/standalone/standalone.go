@@ -39,9 +39,12 @@ type Options struct {
 	Config *config.Config // complete and valid
 	// File is watched (FollowFile) and read again by Load; neither without a
 	// file.
-	File    string
-	Load    func() (*config.Config, []string, error)
-	Master  string // URL of the API server, in place of the kubeconfig's
+	File   string
+	Load   func() (*config.Config, []string, error)
+	Master string // URL of the API server, in place of the kubeconfig's
+	// NoCounters and CountBytes are as in proxy.Config.
+	NoCounters, CountBytes bool
+
 	Version string
 	Log     *slog.Logger
 }
@@ -90,6 +93,7 @@ func Run(ctx context.Context, o Options) error {
 	events := NewEvents(client, node, o.Log)
 	cfg := o.Config.Proxy()
 	cfg.Node, cfg.Logger, cfg.Registerer, cfg.Event = node, o.Log, registry, events.Post
+	cfg.NoCounters, cfg.CountBytes = o.NoCounters, o.CountBytes
 	p, err := proxy.New(cat, cfg)
 	if err != nil {
 		return err
