@@ -108,7 +108,7 @@ var changes = []scenario{
 		},
 		steps: []step{
 			{what: "deleted", remove: true, paths: []path{
-				again("pod", all, "a1(ca)", rutter("udp", "silence", staleUDP), rutter("sctp", "silence", staleUDP)),
+				again("pod", all, "a1(ca)", rutter("udp", "silence", staleUDP), rutter("sctp", "silence", staleUDP), rutter("iptables udp", "r(ca)", staleUDP), rutter("iptables sctp", "unreachable", staleUDP)),
 				again("nodeport", both, "a1(n1.gw)", rutter("udp", "refused", staleUDP)),
 				again("vip", both, "a1(n1.gw)", rutter("udp", "r(out)", staleUDP)),
 				again("external", both, "a1(n1.gw)", rutter("udp", "r(ca)", staleUDP)),
@@ -126,7 +126,7 @@ var changes = []scenario{
 	{name: "port-changed", service: "", endpoints: "a1",
 		paths: []path{open("pod", "ca", all, "cluster", "a1(ca)")},
 		steps: []step{{what: "port 82 in the place of 80", service: "port80=82", paths: []path{
-			again("pod", all, "a1(ca)", rutter("udp", "refused", staleUDP), rutter("sctp", "refused", staleUDP)),
+			again("pod", all, "a1(ca)", rutter("udp", "refused", staleUDP), rutter("sctp", "refused", staleUDP), rutter("iptables udp", "r(ca)", staleUDP), rutter("iptables sctp", "unreachable", staleUDP)),
 			ask("ca", both, "cluster", "refused", but("iptables", "r(ca)")),
 			ask("ca", both, "cluster:82", "a1(ca)"),
 		}}}},
@@ -364,7 +364,7 @@ var changes = []scenario{
 			{what: "and everything gone through again", also: fullSync, paths: []path{
 				ask("ca", both, "cluster", "silence", but("iptables", "r(ca)")),
 				ask("out", both, "vip", "r(out)"),
-				again("pod", "udp", "b1(ca)", rutter("", "silence", staleUDP)),
+				again("pod", "udp", "b1(ca)", rutter("", "silence", staleUDP), rutter("iptables", "r(ca)", staleUDP)),
 			}},
 		}},
 	{name: "node-leaving", service: "lb etp-local", endpoints: "a1", alone: true,
@@ -374,6 +374,10 @@ var changes = []scenario{
 			page("n1", "tcp4", "10249/healthz@lo", "200"),
 			page("n1", "tcp4", "10249/metrics@lo", "200"),
 			page("n1", "tcp4", "10249/configz@lo", "200"),
+			page("n1", "tcp4", "10249/metrics/slis@lo", "200"),
+			page("n1", "tcp4", "10249/statusz@lo", "200"),
+			page("n1", "tcp4", "10249/flagz@lo", "200"),
+			page("n1", "tcp4", "10249/debug/pprof/@lo", "404"),
 			page("n1", "tcp4", "10249/proxyMode@lo", "200 nftables", but("iptables", "200 iptables"), but("userspace", "200 userspace")),
 			page("out", "tcp", "10249/healthz@n1", "refused"),
 			page("out", "tcp4", "10256/@n1", "404"),

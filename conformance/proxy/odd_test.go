@@ -32,7 +32,7 @@ var odd = []scenario{
 				ask("out", both, "vip", "r(out)"),
 				ask("ca", both, "external", "r(ca)"),
 				ask("out", both, "nodeport@n1", "refused"),
-				again("pod", both, "a1(ca)", rutter("udp", "silence", staleUDP)),
+				again("pod", both, "a1(ca)", rutter("udp", "silence", staleUDP), rutter("iptables udp", "r(ca)", staleUDP)),
 			}},
 			{what: "ClusterIP again", service: "external", endpoints: "b1", paths: []path{
 				ask("ca", both, "cluster", "b1(ca)"),
