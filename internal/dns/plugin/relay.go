@@ -4,6 +4,8 @@ import (
 	"context"
 	"time"
 
+	"github.com/miekg/dns"
+
 	"github.com/rutter-project/rutter/internal/dns/wire"
 )
 
@@ -23,9 +25,9 @@ type Relay interface {
 
 // Lane takes queries over. It is used by one goroutine.
 type Lane interface {
-	// Pass takes over q, for which ServeDirect has just returned Pass, and
-	// later ends t. False: it will not, and the chain must be asked.
-	Pass(q *wire.Query, t Ticket) bool
+	// Pass takes over q, for which ServeDirect has just returned Pass with a,
+	// and later ends t. False: it will not, and the chain must be asked.
+	Pass(q *wire.Query, a *wire.Answer, t Ticket) bool
 	// Flush sends what was passed since the last Flush.
 	Flush()
 }
@@ -33,9 +35,11 @@ type Lane interface {
 // Replies are a batch of replies on their way to the clients of one socket. It
 // is used by one goroutine.
 type Replies interface {
-	// Send answers t, whose query q is, with b. The bytes must stay as they
-	// are until Flush, except that Send may reorder records. It ends t.
-	Send(t Ticket, q *wire.Query, b []byte)
+	// Send answers t, whose query q is, with another server's reply, the bytes
+	// b that r was parsed from, and ends t. The bytes are changed, and must
+	// stay until Flush. False: the reply needs more than that, t goes on and b
+	// is as it was.
+	Send(t Ticket, q *wire.Query, r *wire.Reply, b []byte) bool
 	Flush()
 }
 
@@ -49,6 +53,14 @@ type Ticket interface {
 	Resume(state any)
 	// Drop forgets the query: the handler is at its end.
 	Drop()
+}
+
+// Keeper is a handler that keeps what others reply: its ServeDirect makes
+// itself the Answer's Keeper and returns Next. It must not be one of several.
+type Keeper interface {
+	// Keep does to m, a reply to q that was relayed, what its ServeDNS does to
+	// a reply on its way to the client.
+	Keep(o *Origin, q *wire.Query, m *dns.Msg)
 }
 
 // Resume returns a trace for a query that was received then and that a Lane has

@@ -1,12 +1,15 @@
 package server
 
 import (
+	"encoding/binary"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"sync"
 	"time"
 	"unsafe"
 
+	"github.com/miekg/dns"
 	"golang.org/x/sys/unix"
 
 	"github.com/rutter-project/rutter/internal/dns/plugin"
@@ -60,6 +63,9 @@ type ticket struct {
 	name     unix.RawSockaddrInet6
 	namelen  uint32
 	shuffle  bool
+	set      uint16 // of the reply's flags
+	clear    uint16
+	keeper   plugin.Keeper
 	oob      [oobSize]byte
 	oobLen   int
 }
@@ -76,7 +82,9 @@ func (u *udpSocket) relay(r *routes, to *target, by *step, q *wire.Query, a *wir
 	t := tickets.Get().(*ticket)
 	t.socket, t.routes, t.target, t.by = u, r, to, by
 	t.raw = append(t.raw[:0], q.Raw...)
-	t.received, t.client, t.shuffle = q.Received, q.Remote, a.Shuffle
+	t.received, t.client = q.Received, q.Remote
+	t.shuffle, t.set, t.clear = a.Shuffle, a.SetFlags, a.ClearFlags
+	t.keeper, _ = a.Keeper.(plugin.Keeper)
 	m := &b.in[i]
 	t.name, t.namelen = b.names[i], m.hdr.Namelen
 	t.oobLen = 0
@@ -85,7 +93,7 @@ func (u *udpSocket) relay(r *routes, to *target, by *step, q *wire.Query, a *wir
 		anyInterface(t.oob[:t.oobLen])
 	}
 	r.gen.enter()
-	if u.lanes.to(r, by.relay, u).Pass(q, t) {
+	if u.lanes.to(r, by.relay, u).Pass(q, a, t) {
 		return true
 	}
 	t.end()
@@ -96,7 +104,11 @@ func (u *udpSocket) relay(r *routes, to *target, by *step, q *wire.Query, a *wir
 func (t *ticket) end() {
 	t.routes.gen.leave()
 	t.socket.listener.server.chain.leave(t.client.Addr())
-	t.socket, t.routes, t.target, t.by = nil, nil, nil, nil
+	t.forget()
+}
+
+func (t *ticket) forget() {
+	t.socket, t.routes, t.target, t.by, t.keeper = nil, nil, nil, nil, nil
 	tickets.Put(t)
 }
 
@@ -120,8 +132,7 @@ func (t *ticket) Resume(state any) {
 	j.routes, j.client, j.w, j.done = t.routes, client, w, nil
 	j.raw = append(j.raw[:0], t.raw...)
 	j.trace = plugin.Resume(t.received, state)
-	t.socket, t.routes, t.target, t.by = nil, nil, nil, nil
-	tickets.Put(t)
+	t.forget()
 	s.chain.run(j)
 }
 
@@ -134,6 +145,7 @@ type lateReplies struct {
 	socket *udpSocket
 	answer *wire.Answer
 	n      int
+	packed [lateBatch]*[]byte // what was packed anew, from packBuffers
 	out    [lateBatch]mmsghdr
 	iovs   [lateBatch]unix.Iovec
 	sent   [lateBatch]*ticket
@@ -156,14 +168,23 @@ func newLateReplies(u *udpSocket) *lateReplies {
 }
 
 // Send queues a reply.
-func (l *lateReplies) Send(pt plugin.Ticket, q *wire.Query, b []byte) {
+func (l *lateReplies) Send(pt plugin.Ticket, q *wire.Query, r *wire.Reply, b []byte) bool {
 	t := pt.(*ticket)
+	if l.n == lateBatch {
+		l.Flush()
+	}
+	if t.keeper != nil {
+		b = l.keep(t, q, b)
+	} else if b = r.Address(q, b); b != nil {
+		flags := binary.BigEndian.Uint16(b[2:])
+		binary.BigEndian.PutUint16(b[2:], flags&^t.clear|t.set)
+	}
+	if b == nil {
+		return false
+	}
 	l.answer.Adopt(q, b, t.shuffle)
 	for _, o := range t.target.block.observers {
 		o.ObserveDirect(t.target.origin, t.by.name, q, l.answer)
-	}
-	if l.n == lateBatch {
-		l.Flush()
 	}
 	m := &l.out[l.n].hdr
 	l.iovs[l.n].Base = &b[0]
@@ -176,7 +197,35 @@ func (l *lateReplies) Send(pt plugin.Ticket, q *wire.Query, b []byte) {
 	}
 	l.sent[l.n] = t
 	l.n++
+	return true
 }
+
+// keep shows the reply to who keeps replies, and packs what is left of it for
+// the client, as the chain would. It returns nil when that is the chain's to do.
+func (l *lateReplies) keep(t *ticket, q *wire.Query, b []byte) []byte {
+	m, req := new(dns.Msg), message(q)
+	if req == nil || m.Unpack(b) != nil {
+		return nil
+	}
+	m.Id = q.ID
+	if len(b) > q.Limit() {
+		return nil // has to be truncated
+	}
+	flags := binary.BigEndian.Uint16(b[2:])&^t.clear | t.set
+	m.Authoritative, m.RecursionDesired, m.RecursionAvailable = flags&0x0400 != 0, flags&0x0100 != 0, flags&0x0080 != 0
+	t.keeper.Keep(t.target.origin, q, m)
+	buf := packBuffers.Get().(*[]byte)
+	l.packed[l.n] = buf
+	b, err := pack(&udpReply{remote: t.client, addr: udpAddr, req: req}, req, m, *buf)
+	if err != nil {
+		return nil // cannot be: it was unpacked a moment ago
+	}
+	return b
+}
+
+// udpAddr is any address over UDP: what matters of a client when a reply is
+// packed.
+var udpAddr = new(net.UDPAddr)
 
 // Flush sends the replies.
 func (l *lateReplies) Flush() {
@@ -188,6 +237,10 @@ func (l *lateReplies) Flush() {
 	for i := range l.n {
 		l.sent[i].end()
 		l.sent[i] = nil
+		if l.packed[i] != nil {
+			packBuffers.Put(l.packed[i])
+			l.packed[i] = nil
+		}
 	}
 	l.n = 0
 }

@@ -16,6 +16,8 @@ func pack(w dns.ResponseWriter, req, m *dns.Msg, buf []byte) ([]byte, error) {
 	state := plugin.Request{W: w, Req: req}
 	if o := req.IsEdns0(); o != nil {
 		mirrorOPT(o, m)
+	} else if m.Rcode > 0xf && m.IsEdns0() == nil {
+		m.Rcode = dns.RcodeServerFailure // an extended code needs an OPT record (RFC 6891 §6.1.3)
 	}
 	if b := packAddresses(m, state.Size(), buf); b != nil {
 		return b, nil

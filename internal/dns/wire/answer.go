@@ -27,9 +27,9 @@ type Answer struct {
 	// handlers made of them (the header plugin): bits of the header's second
 	// 16-bit word, such as 0x0080 for RA.
 	SetFlags, ClearFlags uint16
-	// Kept says that a handler wants to keep the answer if it comes from
-	// elsewhere: such an answer has to pass through the chain.
-	Kept bool
+	// Keeper is a handler that wants to see the answer if it comes from
+	// elsewhere (a plugin.Keeper); nil for none.
+	Keeper any
 
 	q         *Query
 	buf       []byte

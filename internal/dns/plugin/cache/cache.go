@@ -221,8 +221,11 @@ func (h *handler) ServeDirect(q *wire.Query, a *wire.Answer) plugin.Outcome {
 	}
 	f := h.lookup(q.Name, q.Type, q.Class, q.DO, q.CD, now)
 	switch {
-	case f.entry == nil, h.owned(q.Name):
-		a.Kept = true
+	case f.entry == nil:
+		a.Keeper = h
+		return plugin.Next
+	case h.owned(q.Name):
+		a.Keeper = owned{h}
 		return plugin.Next
 	case f.stale:
 		return plugin.Chain

@@ -9,6 +9,7 @@ import (
 
 	"github.com/rutter-project/rutter/internal/dns/plugin"
 	"github.com/rutter-project/rutter/internal/dns/plugin/reply"
+	"github.com/rutter-project/rutter/internal/dns/wire"
 )
 
 // keeper is the ResponseWriter of a query that was not in the cache: it keeps
@@ -29,7 +30,7 @@ func (k *keeper) WriteMsg(m *dns.Msg) error {
 	if k.local() {
 		return k.ResponseWriter.WriteMsg(m)
 	}
-	k.keep(m)
+	k.handler.keep(plugin.OriginOf(k.ctx), k.asked, m, matches(m, k.req), k.refresh)
 	if !k.asked.do && !k.ad {
 		m.AuthenticatedData = false
 	}
@@ -45,8 +46,31 @@ func (k *keeper) local() bool {
 	return t != nil && k.handler.block.Effect(t.Reached()) == plugin.Local
 }
 
-func (k *keeper) keep(m *dns.Msg) {
-	h := k.handler
+// Keep keeps a reply that was relayed.
+func (h *handler) Keep(o *plugin.Origin, q *wire.Query, m *dns.Msg) {
+	c := h.metrics.of(o)
+	c.requests.Inc()
+	c.misses.Inc()
+	// Its question is q's: the relay has compared them.
+	h.keep(o, question{name: string(q.Name), qtype: q.Type, qclass: q.Class, do: q.DO, cd: q.CD}, m, true, false)
+	if !q.DO && !q.AD {
+		m.AuthenticatedData = false
+	}
+}
+
+// owned is the keeper of a name that has an entry but is in data of this
+// server's own.
+type owned struct{ *handler }
+
+func (h owned) Keep(o *plugin.Origin, q *wire.Query, m *dns.Msg) {
+	h.metrics.of(o).fresh.Inc()
+	h.handler.Keep(o, q, m)
+}
+
+// keep keeps m, the reply to the question asked, if it may be kept, and gives
+// it the TTLs it is kept with. Matches tells whether its question is that one;
+// refresh drops a denial that the reply replaces.
+func (h *handler) keep(o *plugin.Origin, asked question, m *dns.Msg, matches, refresh bool) {
 	now := h.now()
 	kind := kindOf(m, now)
 	keep := cacheable(m, kind) // looks at the OPT record, which goes now
@@ -65,15 +89,15 @@ func (k *keeper) keep(m *dns.Msg) {
 	if !keep || ttl < time.Second {
 		return
 	}
-	c := h.metrics.of(plugin.OriginOf(k.ctx))
-	if !matches(m, k.req) {
+	c := h.metrics.of(o)
+	if !matches {
 		c.drops.Inc()
 		return
 	}
 	if qname := strings.ToLower(m.Question[0].Name); class.disabled.Matches(qname) != "" {
 		return
 	}
-	e := newEntry(k.asked, m, uint32(ttl/time.Second), now)
+	e := newEntry(asked, m, uint32(ttl/time.Second), now)
 	if e == nil {
 		return
 	}
@@ -90,8 +114,8 @@ func (k *keeper) keep(m *dns.Msg) {
 		kindOfStore = 0
 	}
 	c.evictions[kindOfStore].Add(float64(st.put(e)))
-	if positive && (h.preferPositive && e.answers || !h.preferPositive && k.refresh) {
-		h.stores.denial.remove(k.asked)
+	if positive && (h.preferPositive && e.answers || !h.preferPositive && refresh) {
+		h.stores.denial.remove(asked)
 	}
 	c.held(h.stores)
 }

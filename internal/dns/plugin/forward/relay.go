@@ -56,7 +56,7 @@ func (h *handler) ServeDirect(q *wire.Query, a *wire.Answer) plugin.Outcome {
 	switch {
 	case !h.scope.Has(q) || h.exceptScope.Has(q):
 		return plugin.Next
-	case !h.relays || q.TCP || a.Kept || a.SetFlags|a.ClearFlags != 0 || q.End() > relayQuery || q.Limit() > relayReply:
+	case !h.relays || q.TCP || q.End() > relayQuery || q.Limit() > relayReply:
 		return plugin.Chain
 	}
 	return plugin.Pass
@@ -130,7 +130,7 @@ func (h *handler) Lane(replies func() plugin.Replies) plugin.Lane {
 
 // Pass takes q over unless the chosen upstream is down or there are too many
 // queries: the chain knows what to do then.
-func (l *lane) Pass(q *wire.Query, t plugin.Ticket) bool {
+func (l *lane) Pass(q *wire.Query, a *wire.Answer, t plugin.Ticket) bool {
 	h := l.handler
 	at := h.policy.first(len(h.upstreams))
 	u := h.upstreams[at]
@@ -150,6 +150,9 @@ func (l *lane) Pass(q *wire.Query, t plugin.Ticket) bool {
 	o.socket, o.id = s, id
 	o.size = copy(o.data[:], q.Raw[:q.End()])
 	binary.BigEndian.PutUint16(o.data[:], id)
+	if a.Keeper != nil {
+		o.data[3] |= 0x20 // AD: the reply is for later askers too (RFC 6840 §5.7)
+	}
 	return true
 }
 

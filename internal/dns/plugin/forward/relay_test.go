@@ -19,7 +19,9 @@ import (
 
 	"github.com/rutter-project/rutter/internal/corefile"
 	"github.com/rutter-project/rutter/internal/dns/plugin"
+	"github.com/rutter-project/rutter/internal/dns/plugin/cache"
 	"github.com/rutter-project/rutter/internal/dns/plugin/forward"
+	"github.com/rutter-project/rutter/internal/dns/plugin/header"
 	"github.com/rutter-project/rutter/internal/dns/plugin/loadbalance"
 	"github.com/rutter-project/rutter/internal/dns/plugin/plugintest"
 	"github.com/rutter-project/rutter/internal/dns/server"
@@ -39,6 +41,8 @@ var relayOrder = []plugin.Entry{
 		return func(next plugin.Handler) plugin.Handler { return barrier{next} }, nil
 	}},
 	{Name: "loadbalance", Effect: plugin.Changes, Setup: loadbalance.Setup},
+	{Name: "cache", Effect: plugin.Answers, Setup: cache.Setup},
+	{Name: "header", Effect: plugin.Changes, Setup: header.Setup},
 	{Name: "forward", Effect: plugin.Answers, Setup: forward.Setup},
 }
 
@@ -223,8 +227,13 @@ func TestRelayEqualsChain(t *testing.T) {
 	up := oddUpstream(t)
 	kinds := strings.Fields("one many flags plainnames kinds caa nxdomain servfail refused badvers ede subnet unasked noedns optfirst large huge " +
 		"truncated case othername othertype noquestion garbage shorta otherid twice nodata")
-	for _, options := range []string{"", "prefer_udp", "next NXDOMAIN", "failover SERVFAIL REFUSED", "next_on_nodata"} {
-		text := ". {\n%s\nloadbalance\nforward . " + up + " {\n" + options + "\nread_timeout 10s\n}\nforward . " + up + "\n}\n"
+	const flags = "header {\nresponse set ra\nresponse clear aa\n}"
+	for _, c := range [][2]string{{"", ""}, {"prefer_udp", ""}, {"next NXDOMAIN", ""}, {"failover SERVFAIL REFUSED", ""}, {"next_on_nodata", ""},
+		{"", flags}, {"", "cache 30"}, {"", "cache 30 {\nkeepttl\n}\n" + flags}} {
+		options, others := c[0], c[1]
+		cached := strings.HasPrefix(others, "cache")
+		text := ". {\n%s\nloadbalance\n" + others + "\nforward . " + up + " {\n" + options + "\nread_timeout 10s\n}\nforward . " + up + "\n}\n"
+		options += others
 		relay, chain := startServer(t, fmt.Sprintf(text, "")), startServer(t, fmt.Sprintf(text, "barrier"))
 		asked := 0
 		for _, kind := range kinds {
@@ -246,9 +255,25 @@ func TestRelayEqualsChain(t *testing.T) {
 					t.Errorf("%q, %s, variant %d: -chain +relay:\n%s", options, kind, i, diff)
 				}
 				asked++
+				if !cached {
+					continue
+				}
+				got, want = relay.ask(t, m), chain.ask(t, m)
+				if diff := cmp.Diff(withoutTTLs(want), withoutTTLs(got)); diff != "" {
+					t.Errorf("%q, %s, variant %d, once more: -chain +relay:\n%s", options, kind, i, diff)
+				}
 			}
 		}
-		if n := relay.relayed(t); n != asked {
+		if cached {
+			for _, metric := range []string{"coredns_cache_requests_total", "coredns_cache_misses_total", "coredns_cache_hits_total", "coredns_cache_drops_total"} {
+				a, b := relay.counter(t, metric, "zones", "."), chain.counter(t, metric, "zones", ".")
+				if a != b {
+					t.Errorf("%q: %s is %v, the chain's %v", options, metric, a, b)
+				}
+			}
+		}
+		// With a cache, also those that it does not keep when asked once more.
+		if n := relay.relayed(t); n < asked || n > asked && !cached {
 			t.Errorf("%q: the relay had %d of %d queries", options, n, asked)
 		}
 		if n := chain.relayed(t); n != 0 {
@@ -262,6 +287,17 @@ func TestRelayEqualsChain(t *testing.T) {
 			}
 		}
 	}
+}
+
+func withoutTTLs(m *dns.Msg) string {
+	for _, section := range [][]dns.RR{m.Answer, m.Ns, m.Extra} {
+		for _, rr := range section {
+			if rr.Header().Rrtype != dns.TypeOPT {
+				rr.Header().Ttl = 0
+			}
+		}
+	}
+	return canonical(m)
 }
 
 // canonical is a message as text, its records in order, but for how much a

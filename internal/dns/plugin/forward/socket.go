@@ -311,14 +311,12 @@ func (s *socket) deliver(f flight, m *mmsghdr, data []byte, q *wire.Query, repli
 		s.giveBack(f, append([]byte(nil), raw...), nil)
 		return
 	}
-	out := r.Address(q, raw)
-	if out == nil {
+	if !replies.Send(f.ticket, q, &r, raw) {
 		s.giveBack(f, append([]byte(nil), raw...), nil)
 		return
 	}
 	s.upstream.metrics.replied(s.upstream, int(r.Rcode), now.Sub(f.sent))
 	s.handler.leave()
-	replies.Send(f.ticket, q, out)
 }
 
 // accepts tells whether the reply ends the query: no other upstream, line or
