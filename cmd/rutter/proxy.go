@@ -6,6 +6,7 @@ import (
 	"os"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"k8s.io/klog/v2"
 
 	"github.com/rutter-project/rutter/internal/proxy"
@@ -57,7 +58,11 @@ that mode's rules and those under Rutter's own names go.`,
 				return writeConfig(c, f.WriteConfigTo)
 			}
 			o := standalone.Options{Config: c, File: f.File, Load: f.Resolve, Master: f.Master, Version: version.Get().Version, Log: log,
-				NoCounters: noCounters, CountBytes: countBytes}
+				NoCounters: noCounters, CountBytes: countBytes,
+				Flags: func() (list []string) {
+					cmd.Flags().VisitAll(func(f *pflag.Flag) { list = append(list, f.Name+"="+f.Value.String()) })
+					return list
+				}}
 			if f.InitOnly {
 				standalone.Init(o)
 				return nil

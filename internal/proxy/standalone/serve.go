@@ -74,6 +74,13 @@ func metricsHandler(o Options, mode func() string, registry *prometheus.Registry
 	mux.HandleFunc("/healthz/{check}", text("ok"))
 	mux.HandleFunc("/proxyMode", func(w http.ResponseWriter, r *http.Request) { text(mode())(w, r) })
 	mux.Handle("/metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+	mux.Handle("/metrics/slis", promhttp.HandlerFor(sli(registry), promhttp.HandlerOpts{}))
+	paths := []string{"/configz", "/healthz", "/metrics", "/metrics/slis", "/proxyMode", "/statusz"}
+	if o.Flags != nil {
+		mux.HandleFunc("/flagz", flagz(o.Flags))
+		paths = append(paths, "/flagz")
+	}
+	mux.HandleFunc("/statusz", statusz(o.Version, time.Now(), paths))
 	mux.HandleFunc("/configz", func(w http.ResponseWriter, _ *http.Request) {
 		body, err := json.Marshal(map[string]any{"kubeproxy.config.k8s.io": o.Config})
 		if err != nil {

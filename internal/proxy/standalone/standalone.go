@@ -42,6 +42,9 @@ type Options struct {
 	File   string
 	Load   func() (*config.Config, []string, error)
 	Master string // URL of the API server, in place of the kubeconfig's
+	// Flags tells the command line's, as name=value, for /flagz. Nil: there is
+	// no such page.
+	Flags func() []string
 	// NoCounters and CountBytes are as in proxy.Config.
 	NoCounters, CountBytes bool
 

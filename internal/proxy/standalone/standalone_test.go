@@ -121,6 +121,12 @@ func TestMetricsPort(t *testing.T) {
 	if _, body := get("/metrics"); !strings.Contains(body, "go_goroutines") {
 		t.Errorf("/metrics: %s", body)
 	}
+	if _, body := get("/metrics/slis"); strings.Contains(body, "go_goroutines") {
+		t.Errorf("/metrics/slis: %s", body)
+	}
+	if code, body := get("/statusz"); code != 200 || !strings.Contains(body, "\nGo version: ") || strings.Contains(body, "/flagz") {
+		t.Errorf("/statusz: %d %s", code, body)
+	}
 	_, body := get("/configz")
 	var z map[string]config.Config
 	if err := json.Unmarshal([]byte(body), &z); err != nil || z["kubeproxy.config.k8s.io"].MetricsBindAddress != "127.0.0.1:10249" {
