@@ -153,3 +153,20 @@ func (m *metrics) changed(cfg Config, services int) {
 		m.queued.WithLabelValues(f).SetToCurrentTime()
 	}
 }
+
+// modeCollector exports the metrics that the present mode has besides those
+// that all have. It describes none of them, for the mode may change.
+type modeCollector struct{ proxy *Proxy }
+
+// Describe implements prometheus.Collector.
+func (c modeCollector) Describe(chan<- *prometheus.Desc) {}
+
+// Collect implements prometheus.Collector.
+func (c modeCollector) Collect(ch chan<- prometheus.Metric) {
+	c.proxy.mu.Lock()
+	data := c.proxy.data
+	c.proxy.mu.Unlock()
+	if m, ok := data.(prometheus.Collector); ok {
+		m.Collect(ch)
+	}
+}

@@ -94,6 +94,11 @@ func New(cat *catalog.Catalog, cfg Config) (*Proxy, error) {
 			return nil, fmt.Errorf("register the proxy's metrics: %w", err)
 		}
 	}
+	if cfg.Registerer != nil {
+		if err := cfg.Registerer.Register(modeCollector{p}); err != nil {
+			return nil, fmt.Errorf("register the proxy's metrics: %w", err)
+		}
+	}
 	var err error
 	if p.metrics, err = newMetrics(cfg.Registerer, cfg); err != nil {
 		return nil, err

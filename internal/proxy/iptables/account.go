@@ -17,8 +17,10 @@ const (
 
 // Numbers of linux/netfilter/nfnetlink_acct.h.
 const (
-	acctNew  = unix.NFNL_SUBSYS_ACCT << 8 // NFNL_MSG_ACCT_NEW is 0
-	acctName = 1
+	acctNew     = unix.NFNL_SUBSYS_ACCT << 8 // NFNL_MSG_ACCT_NEW is 0
+	acctGet     = unix.NFNL_SUBSYS_ACCT<<8 | 1
+	acctName    = 1
+	acctPackets = 2
 )
 
 // ensureAccounts makes the counters and tells which are there: rules name only

@@ -51,10 +51,11 @@ func (f *family) adopt(ctx context.Context, want []plan.Service) ([]dataplane.Re
 	if f.progs.Backend == xtables.Legacy {
 		all.join()
 	}
-	f.adopted = true
+	f.adopted = false
 	if all.Len() > 0 {
 		err = f.restore(ctx, &all)
 	}
+	f.adopted = true
 	var refusal *xtables.RestoreError
 	if err == nil {
 		for _, c := range a.services {
@@ -118,9 +119,7 @@ func (f *family) compare(listed map[string]xtables.Table, want []plan.Service, a
 	if as == nil {
 		n := 0
 		for i := range want {
-			for j := range want[i].Ports {
-				n += max(len(want[i].Ports[j].Cluster), len(want[i].Ports[j].Local))
-			}
+			n += endpoints(&want[i])
 		}
 		comments = n <= largeCluster
 	}
@@ -193,6 +192,7 @@ func (f *family) frame(in *input, table string, listed xtables.Table) {
 		}
 	}
 	fixed := f.fixed(table)
+	f.stats.frames(table, fixed)
 	missing := make([]bool, len(fixed))
 	for i := range fixed {
 		rules, ok := listed.Chains[fixed[i].name]

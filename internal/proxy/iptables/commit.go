@@ -48,12 +48,31 @@ func newHeld(s *plan.Service, r *rules, comments bool) *held {
 	if len(r.chains) == 0 && r.sharedRules() == 0 {
 		return nil
 	}
-	return &held{plan: *s, comments: comments, size: len(r.chains)}
+	h := &held{plan: *s, comments: comments, size: endpoints(s)}
+	for i := range r.chains {
+		h.nat += len(r.chains[i].rules)
+	}
+	for i := range sharedCount {
+		if sharedChains[i].table == "nat" {
+			h.nat += len(r.shared[i])
+		} else {
+			h.filter += len(r.shared[i])
+		}
+	}
+	return h
 }
 
 func (r *rules) sharedRules() (n int) {
 	for i := range sharedCount {
 		n += len(r.shared[i])
+	}
+	return n
+}
+
+// endpoints counts those that the service's ports lead to.
+func endpoints(s *plan.Service) (n int) {
+	for i := range s.Ports {
+		n += max(len(s.Ports[i].Cluster), len(s.Ports[i].Local))
 	}
 	return n
 }
@@ -110,7 +129,9 @@ func (f *family) block(changes []*change) int {
 func (f *family) settle(c *change) {
 	if old := f.services[c.name]; old != nil {
 		f.endpoints -= old.size
+		f.stats.holds(old, -1)
 	}
+	f.stats.holds(c.held, 1)
 	if c.held == nil {
 		delete(f.services, c.name)
 		return
@@ -123,7 +144,13 @@ func (f *family) settle(c *change) {
 // doing.
 func (f *family) restore(ctx context.Context, in *input) error {
 	defer f.watch.end()
-	return f.progs.RestoreAs(ctx, in.Bytes(), f.watch.ours)
+	err := f.progs.RestoreAs(ctx, in.Bytes(), f.watch.ours)
+	if err != nil {
+		f.stats.failed(f.adopted)
+	} else {
+		f.stats.wrote(in.Bytes())
+	}
+	return err
 }
 
 func serviceNames(list []plan.Service) map[catalog.ServiceName]bool {

@@ -38,18 +38,21 @@ type family struct {
 	log   *slog.Logger
 
 	services  map[catalog.ServiceName]*held
-	endpoints int // chains of endpoints in all
+	endpoints int // endpoints that services' ports lead to, in all
 
 	nodeDNS nodeDNS
 	watch   *watch // nil unless somebody watches
 	adopted bool   // the tables hold services
+	stats   stats
 }
 
 // held is what the kernel holds for a service.
 type held struct {
 	plan     plan.Service
 	comments bool // its endpoints' rules have them
-	size     int  // chains of endpoints
+	size     int  // endpoints that its ports lead to
+	// Rules by table.
+	nat, filter int
 }
 
 // Open finds the programs and chooses the back end. The kernel's tables are not
@@ -79,6 +82,7 @@ func openFamily(cfg *dataplane.Config, v6 bool) (*family, error) {
 	f.progs = progs
 	f.style = style{v6: v6, rules: cfg.Rules, mark: 1 << cfg.MasqueradeBit, randomFully: progs.RandomFully(), accounts: make(map[string]bool)}
 	f.nodeDNS.seconds = 3
+	f.stats.total, f.stats.frame = make(map[string]int), make(map[string]int)
 	if err := progs.Do(func() error {
 		liberal, err := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal")
 		f.style.liberal = err == nil && strings.TrimSpace(string(liberal)) != "0"
