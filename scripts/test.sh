@@ -16,7 +16,7 @@ step "format, vet, staticcheck"
 scripts/lint.sh
 
 step "unit tests, race detector on"
-go test -race -timeout 15m $(go list ./... | grep -v /test/e2e)
+go test -race -timeout 15m $(go list ./... | grep -v -e /test/e2e -e /test/rootless)
 
 # Packages that import Kubernetes' server run without the race detector: with
 # it all of that would be compiled a second time. -count=1 where a test runs a
@@ -30,7 +30,7 @@ step "registry"
 )
 
 step "end to end"
-go test -count=1 -timeout 15m ./test/e2e/...
+go test -count=1 -timeout 15m -p 1 ./test/e2e/... ./test/rootless
 
 step "conformance with CoreDNS and kube-proxy"
 scripts/conformance.sh

@@ -51,6 +51,7 @@ leaves the service addresses working; --cleanup removes them.`,
 	f.Var(&prefixesValue{list: &cfg.ServiceCIDRs}, "service-cidr", "ranges of the service addresses")
 	f.Var(&prefixesValue{list: &cfg.PodCIDRs}, "pod-cidr", "ranges of this node's pods (default: what the Node object says)")
 	registerCounters(f, &cfg.NoCounters, &cfg.CountBytes)
+	f.BoolVar(&cfg.Loopback, "loopback", false, "do without privilege: serve services on their own addresses, which must be of 127.0.0.0/8, and let pods be plain processes")
 	f.BoolVar(&cleanup, "cleanup", false, "remove what the agent put into the kernel, and exit")
 	logs.register(f)
 	return cmd

@@ -36,7 +36,12 @@ func main() {
 	// back, so a second one ends at once.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	context.AfterFunc(ctx, stop)
-	err := newRootCommand().ExecuteContext(ctx)
+	args, err := findRootless(os.Args[1:])
+	if err == nil {
+		root := newRootCommand()
+		root.SetArgs(args)
+		err = root.ExecuteContext(ctx)
+	}
 	stop()
 	os.Exit(report(err))
 }
@@ -97,6 +102,7 @@ func newRootCommand() *cobra.Command {
 		newLogsCommand(),
 		newStopCommand(),
 		newStatusCommand(),
+		newShellCommand(),
 		newAgentCommand(),
 		newDNSCommand(),
 		newProxyCommand(),
@@ -106,6 +112,7 @@ func newRootCommand() *cobra.Command {
 		newSuperviseCommand(),
 		newPauseCommand(),
 		newDemoServerCommand(),
+		newRootlessInitCommand(),
 	)
 	return root
 }

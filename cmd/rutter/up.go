@@ -4,12 +4,14 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
 	"github.com/rutter-project/rutter/internal/agent"
+	"github.com/rutter-project/rutter/internal/rootless"
 	"github.com/rutter-project/rutter/internal/up"
 )
 
@@ -20,6 +22,7 @@ func newUpCommand() *cobra.Command {
 		NodeLocalDNS: defaults.NodeLocalDNS,
 	}
 	var logs logFlags
+	var less rootlessFlag
 	var serviceCIDRs, podCIDRs []netip.Prefix
 	var etcd struct{ endpoints, ca, cert, key string }
 	cmd := &cobra.Command{
@@ -30,15 +33,22 @@ agent on this host, keeps them running, and prints how to use them. With --demo
 it also starts three web pods behind a service and two pods with names of their
 own. Ctrl-C takes everything down and leaves only the data directory.
 
-It needs root: it makes network namespaces and programs nftables.`,
+It needs root: it makes network namespaces and programs nftables. With --rootless
+an ordinary user has it all in user and network namespaces of its own, where
+` + "`rutter run`, `rutter shell`" + ` and the others find it; or, if the system forbids
+those, with services on addresses of 127.0.0.0/8.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			log, err := logs.logger(cmd.ErrOrStderr())
 			if err != nil {
 				return err
 			}
-			if os.Geteuid() != 0 {
-				return fmt.Errorf("up needs root: it makes network namespaces (CAP_SYS_ADMIN) and programs nftables (CAP_NET_ADMIN); try sudo")
+			changed := cmd.Flags().Changed
+			switch {
+			case less.mode != "" && os.Geteuid() == 0 && !rootless.Inside():
+				return usageError{fmt.Errorf("--rootless is for ordinary users: leave it out as root")}
+			case less.mode == "" && os.Geteuid() != 0:
+				return fmt.Errorf("up needs root: it makes network namespaces (CAP_SYS_ADMIN) and programs nftables (CAP_NET_ADMIN); try sudo, or `rutter up --rootless`")
 			}
 			cfg.Log, cfg.LogLevel, cfg.LogFormat = log, logs.level, logs.format
 			cfg.Out = cmd.OutOrStdout()
@@ -49,8 +59,26 @@ It needs root: it makes network namespaces and programs nftables.`,
 				}
 				cfg.NodeName = strings.ToLower(cfg.NodeName)
 			}
+			if less.mode != "" && !rootless.Inside() {
+				var why error
+				if less.mode, why, err = rootless.Choose(cmd.Context(), less.mode); err != nil {
+					return err
+				}
+				if why != nil {
+					log.Warn("services are on addresses of 127.0.0.0/8 and pods are plain processes", "why", why)
+				}
+			}
+			cfg.Rootless = less.mode
+			if less.mode != "" && !changed("data-dir") {
+				if cfg.DataDir, err = rootless.DataDir(less.mode); err != nil {
+					return err
+				}
+			}
 			if serviceCIDRs == nil {
 				serviceCIDRs = defaults.ServiceCIDRs
+				if less.mode == rootless.Userspace {
+					serviceCIDRs = rootless.LoopbackServices
+				}
 			}
 			if podCIDRs == nil {
 				podCIDRs = defaults.ClusterCIDRs
@@ -74,10 +102,50 @@ It needs root: it makes network namespaces and programs nftables.`,
 					cfg.RegistryFlags = append(cfg.RegistryFlags, flag, value)
 				}
 			}
+			if less.mode == "" {
+				return up.Run(cmd.Context(), cfg)
+			}
+			if cfg.DataDir, err = filepath.Abs(cfg.DataDir); err != nil {
+				return err
+			}
+			instance := rootless.Instance{RunDir: cfg.RunDir, Domain: cfg.ClusterDomain,
+				Kubeconfig: filepath.Join(cfg.DataDir, "registry", "admin.kubeconfig")}
+			for _, a := range cfg.ClusterDNS {
+				instance.ClusterDNS = append(instance.ClusterDNS, a.String())
+			}
+			switch {
+			case rootless.Inside():
+				if cfg.NodeIP == nil {
+					cfg.NodeIP = []netip.Addr{rootless.NodeIP}
+				}
+				return up.Run(cmd.Context(), cfg)
+			case less.mode == rootless.Namespaces:
+				return inNamespaces(cmd.Context(), instance)
+			}
+			state, err := rootless.StateDir()
+			if err != nil {
+				return err
+			}
+			if !changed("run-dir") {
+				cfg.RunDir = filepath.Join(state, "run")
+			}
+			if cfg.NodeIP == nil {
+				if cfg.NodeIP, err = rootless.HostIP(); err != nil {
+					return err
+				}
+			}
+			instance.RunDir = cfg.RunDir
+			done, err := rootless.Here(instance)
+			if err != nil {
+				return err
+			}
+			defer done()
 			return up.Run(cmd.Context(), cfg)
 		},
 	}
 	f := cmd.Flags()
+	f.Var(&less, "rootless", "run as an ordinary user: in namespaces of your own (namespaces), with nothing but sockets (userspace), or the first if the system allows it (auto)")
+	f.Lookup("rootless").NoOptDefVal = string(rootless.Auto)
 	f.BoolVar(&cfg.Demo, "demo", false, "start a demo: a service of three pods, and two pods with names of their own")
 	f.StringVar(&cfg.RunDir, "run-dir", cfg.RunDir, "directory for sockets, locks, logs and the state of pods")
 	f.StringVar(&cfg.DataDir, "data-dir", cfg.DataDir, "directory for the registry's data, keys and kubeconfigs")

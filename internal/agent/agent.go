@@ -128,10 +128,6 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err := a.firstPicture(ctx, api); err != nil {
 		return cause(ctx, err)
 	}
-	addrs, err := nodeIPs(cfg)
-	if err != nil {
-		return err
-	}
 	if err := a.proxy.Start(ctx); err != nil {
 		return err
 	}
@@ -169,7 +165,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	}
 	running.Go(waitSocket)
 	running.Go(func() { keepSnapshot(ctx, a.cat, cfg.snapshot(), cfg.Log) })
-	reg := &registration{name: cfg.NodeName, addrs: addrs, podCIDRs: cfg.PodCIDRs, dns: cfg.ClusterDNS, domain: cfg.ClusterDomain, cfg: rest, log: cfg.Log}
+	reg := &registration{name: cfg.NodeName, addrs: func() ([]netip.Addr, error) { return nodeIPs(cfg) }, podCIDRs: cfg.PodCIDRs, dns: cfg.ClusterDNS, domain: cfg.ClusterDomain, shared: cfg.Loopback, cfg: rest, log: cfg.Log}
 	running.Go(func() {
 		if err := reg.run(ctx); err != nil {
 			fail(fmt.Errorf("register the node: %w", err))
@@ -235,7 +231,10 @@ func Cleanup(_ context.Context, cfg Config) error {
 }
 
 func cleanup(cfg Config) error {
-	err := errors.Join(proxy.Cleanup(usedModes(cfg)...), route.Teardown(cfg.RunDir))
+	var err error
+	if !cfg.Loopback {
+		err = errors.Join(proxy.Cleanup(usedModes(cfg)...), route.Teardown(cfg.RunDir))
+	}
 	for _, f := range []string{worked(cfg), modesFile(cfg)} {
 		if rerr := os.Remove(f); rerr != nil && !errors.Is(rerr, os.ErrNotExist) {
 			err = errors.Join(err, rerr)
@@ -298,6 +297,9 @@ func lock(cfg Config) (unlock func(), err error) {
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("another agent runs on this node (it holds %s): stop it first", f.Name())
+	}
+	if cfg.Loopback {
+		return func() { f.Close() }, nil // it has nothing in the kernel
 	}
 	network, err := proxy.Lock()
 	if err != nil {
@@ -378,6 +380,9 @@ func (a *agent) restore() bool {
 // addresses and routes. The pod network is the agent's to make only where it
 // registered the node; elsewhere a kubelet and its network plugin do that.
 func (a *agent) setUpNetwork(ctx context.Context) error {
+	if a.cfg.Loopback {
+		return nil
+	}
 	sub := a.cat.Subscribe()
 	defer sub.Close()
 	cfg := route.Config{RunDir: a.cfg.RunDir, LocalAddrs: a.cfg.localDNS()}
@@ -468,7 +473,7 @@ func (a *agent) status() Status {
 	}
 	for _, addr := range a.cfg.localDNS() {
 		if a.serving.Load() {
-			s.DNS.Listening = append(s.DNS.Listening, netip.AddrPortFrom(addr, 53).String())
+			s.DNS.Listening = append(s.DNS.Listening, netip.AddrPortFrom(addr, a.cfg.DNSPort()).String())
 		}
 	}
 	if f := a.dns.ReloadFailure(); f != nil {

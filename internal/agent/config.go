@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/rutter-project/rutter/internal/kubeapi"
+	"github.com/rutter-project/rutter/internal/proxy/userspace"
 )
 
 // Config says how the agent works on this node.
@@ -38,6 +39,10 @@ type Config struct {
 	// PodCIDRs are the ranges of this node's pods; empty: what the Node object
 	// says.
 	PodCIDRs []netip.Prefix
+	// Loopback does without privilege: services are served on their addresses
+	// themselves, which must be of 127.0.0.0/8, and pods are plain processes
+	// with the node's addresses.
+	Loopback bool
 	// NoCounters and CountBytes are as in proxy.Config.
 	NoCounters, CountBytes bool
 	Log                    *slog.Logger
@@ -92,8 +97,19 @@ func (c *Config) snapshot() string { return filepath.Join(c.DataDir, "catalogue"
 
 func (c *Config) localDNS() []netip.Addr {
 	out := append([]netip.Addr(nil), c.ClusterDNS...)
+	if c.Loopback {
+		return append(out, netip.AddrFrom4([4]byte{127, 0, 0, 1}))
+	}
 	if c.NodeLocalDNS.IsValid() {
 		out = append(out, c.NodeLocalDNS)
 	}
 	return out
+}
+
+// DNSPort is where DNS is answered: 53, or 1053 for who may not listen there.
+func (c *Config) DNSPort() uint16 {
+	if c.Loopback && userspace.LowestPort() > 53 {
+		return 1053
+	}
+	return 53
 }

@@ -27,7 +27,7 @@ func DefaultCorefile(cfg Config) string {
 	for _, a := range cfg.localDNS() {
 		bind = append(bind, a.String())
 	}
-	return fmt.Sprintf(`.:53 {
+	return fmt.Sprintf(`.:%d {
     bind %s
     errors
     kubernetes %s in-addr.arpa ip6.arpa {
@@ -45,7 +45,7 @@ func DefaultCorefile(cfg Config) string {
         response set ra
     }
 }
-`, strings.Join(bind, " "), cfg.ClusterDomain)
+`, cfg.DNSPort(), strings.Join(bind, " "), cfg.ClusterDomain)
 }
 
 // newDNS prepares the server; nothing is opened yet.

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -38,10 +39,11 @@ const (
 // on a host without one.
 type registration struct {
 	name     string
-	addrs    []netip.Addr   // InternalIPs, the primary first
-	podCIDRs []netip.Prefix // empty: the control plane allocates them
-	dns      []netip.Addr   // what pods here put into resolv.conf
+	addrs    func() ([]netip.Addr, error) // finds the InternalIPs, the primary first
+	podCIDRs []netip.Prefix               // empty: the control plane allocates them
+	dns      []netip.Addr                 // what pods here put into resolv.conf
 	domain   string
+	shared   bool // pods are plain processes
 	cfg      *rest.Config
 	log      *slog.Logger
 }
@@ -60,12 +62,12 @@ func (r *registration) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var statusSent time.Time
+	var sent sentStatus
 	failing := false
 	tick := time.NewTicker(leaseRenewal)
 	defer tick.Stop()
 	for {
-		err := r.sync(ctx, api, leases, &statusSent)
+		err := r.sync(ctx, api, leases, &sent)
 		switch {
 		case errors.Is(err, errKubelet):
 			r.log.Info("Node object is a kubelet's; leaving it alone", "node", r.name)
@@ -89,23 +91,40 @@ func (r *registration) run(ctx context.Context) error {
 	}
 }
 
-func (r *registration) sync(ctx context.Context, api *kubeapi.Client, leases kubeapi.Leases, statusSent *time.Time) error {
+// sentStatus is what the Node object was last told.
+type sentStatus struct {
+	at    time.Time
+	addrs []netip.Addr
+}
+
+func (r *registration) sync(ctx context.Context, api *kubeapi.Client, leases kubeapi.Leases, sent *sentStatus) error {
 	ctx, cancel := context.WithTimeout(ctx, leaseRenewal)
 	defer cancel()
-	if time.Since(*statusSent) >= statusPeriod {
-		if err := r.ensureNode(ctx, api); err != nil {
+	addrs, err := r.addrs()
+	if err != nil {
+		return err
+	}
+	if len(addrs) == 0 {
+		addrs = sent.addrs // an interface that is down for a moment
+	}
+	moved := !slices.Equal(addrs, sent.addrs)
+	if moved && !sent.at.IsZero() {
+		r.log.Info("this node's addresses changed", "from", sent.addrs, "to", addrs)
+	}
+	if moved || time.Since(sent.at) >= statusPeriod {
+		if err := r.ensureNode(ctx, api, addrs); err != nil {
 			return err
 		}
-		*statusSent = time.Now()
+		*sent = sentStatus{time.Now(), addrs}
 	}
 	if err := r.renew(ctx, leases); err != nil {
-		*statusSent = time.Time{} // the Node may be gone too
+		sent.at = time.Time{} // the Node may be gone too
 		return err
 	}
 	return nil
 }
 
-func (r *registration) ensureNode(ctx context.Context, api *kubeapi.Client) error {
+func (r *registration) ensureNode(ctx context.Context, api *kubeapi.Client, addrs []netip.Addr) error {
 	node, err := api.Nodes().Get(ctx, r.name)
 	if apierrors.IsNotFound(err) {
 		node, err = api.Nodes().Create(ctx, r.node())
@@ -128,7 +147,7 @@ func (r *registration) ensureNode(ctx context.Context, api *kubeapi.Client) erro
 			return err
 		}
 	}
-	status, err := json.Marshal(map[string]any{"status": r.status(node.Status)})
+	status, err := json.Marshal(map[string]any{"status": r.status(node.Status, addrs)})
 	if err != nil {
 		return fmt.Errorf("encode node status: %w", err)
 	}
@@ -161,11 +180,15 @@ func (r *registration) annotations() map[string]string {
 	for _, a := range r.dns {
 		dns = append(dns, a.String())
 	}
-	return map[string]string{
+	out := map[string]string{
 		catalog.RegisteredByAgent:   "rutter",
 		pod.ClusterDNSAnnotation:    strings.Join(dns, ","),
 		pod.ClusterDomainAnnotation: r.domain,
 	}
+	if r.shared {
+		out[pod.SharedAnnotation] = "true"
+	}
+	return out
 }
 
 func contains(have, want map[string]string) bool {
@@ -177,7 +200,7 @@ func contains(have, want map[string]string) bool {
 	return true
 }
 
-func (r *registration) status(old corev1.NodeStatus) corev1.NodeStatus {
+func (r *registration) status(old corev1.NodeStatus, addrs []netip.Addr) corev1.NodeStatus {
 	now := metav1.Now()
 	ready := corev1.NodeCondition{
 		Type: corev1.NodeReady, Status: corev1.ConditionTrue, Reason: "AgentReady", Message: "rutter agent is running",
@@ -199,7 +222,7 @@ func (r *registration) status(old corev1.NodeStatus) corev1.NodeStatus {
 			BootID:          firstLine("/proc/sys/kernel/random/boot_id"),
 		},
 	}
-	for _, a := range r.addrs {
+	for _, a := range addrs {
 		s.Addresses = append(s.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: a.String()})
 	}
 	return s

@@ -56,6 +56,9 @@ func (a *agent) proxyConfig(kubeProxy *standalone.Options, registry *prometheus.
 	if len(a.cfg.NodeIPs) > 0 {
 		cfg.NodeIPs = a.cfg.NodeIPs
 	}
+	if a.cfg.Loopback {
+		cfg.Mode = proxy.ModeLoopback
+	}
 	cfg.Node = a.cfg.NodeName
 	cfg.ServiceCIDRs = a.cfg.ServiceCIDRs
 	cfg.DNSService = dnsService

@@ -87,6 +87,10 @@ func (p *Proxy) cleanFlows() {
 	if len(f.pending) == 0 && !f.orphans {
 		return
 	}
+	if p.mode.kernelless {
+		f.pending, f.orphans = nil, false // none were tracked
+		return
+	}
 	start := time.Now()
 	addrs, err := p.localAddrs()
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/rutter-project/rutter/internal/kubeapi"
+	"github.com/rutter-project/rutter/internal/rootless"
 )
 
 // demoLabel marks what the demo made, so that it can be told from the user's.
@@ -22,7 +23,7 @@ const demoLabel = "rutter.io/demo"
 // demoServices are a service with a virtual IP and a headless one whose pods
 // have names of their own.
 func demoServices() []*corev1.Service {
-	port := corev1.ServicePort{Name: "http", Port: 80, TargetPort: intstr.FromInt32(80)}
+	port := corev1.ServicePort{Name: "http", Port: 80, TargetPort: intstr.FromString("http")}
 	meta := func(name string) metav1.ObjectMeta {
 		return metav1.ObjectMeta{Name: name, Namespace: metav1.NamespaceDefault, Labels: map[string]string{demoLabel: "true"}}
 	}
@@ -32,8 +33,9 @@ func demoServices() []*corev1.Service {
 	}
 }
 
-// demoPods are the arguments of `rutter run` for each pod of the demo.
-func demoPods() (pods [][]string) {
+// demoPods are the arguments of `rutter run` for each pod of the demo. Pods that
+// share the host's addresses each have a port of their own.
+func demoPods(self string, shared bool) (pods [][]string) {
 	for i := 1; i <= 3; i++ {
 		pods = append(pods, []string{"--name", fmt.Sprintf("web-%d", i), "--label", "app=web"})
 	}
@@ -42,7 +44,12 @@ func demoPods() (pods [][]string) {
 		pods = append(pods, []string{"--name", name, "--hostname", name, "--subdomain", "db", "--label", "app=db"})
 	}
 	for i := range pods {
-		pods[i] = append(pods[i], "--label", demoLabel+"=true", "--port", "http=80", "--readiness", "http-get=/readyz:80", "--readiness-period", "1s")
+		port := 80
+		if shared {
+			port = 18080 + i
+		}
+		pods[i] = append(pods[i], "--label", demoLabel+"=true", "--port", fmt.Sprintf("http=%d", port),
+			"--readiness", "http-get=/readyz:http", "--readiness-period", "1s", "--", self, "demo-server", "--listen", fmt.Sprintf(":%d", port))
 	}
 	return pods
 }
@@ -56,10 +63,9 @@ func (u *Up) startDemo(ctx context.Context, api *kubeapi.Client) error {
 			return fmt.Errorf("create demo service %s: %w", s.Name, api.Explain(err))
 		}
 	}
-	pods := demoPods()
+	pods := demoPods(u.self, u.cfg.Rootless == rootless.Userspace)
 	for _, args := range pods {
 		args = append([]string{"run", "--detach", "--rm", "--namespace", metav1.NamespaceDefault, "--run-dir", u.cfg.RunDir, "--kubeconfig", u.agentKubeconfig(), "--node-name", u.cfg.NodeName}, args...)
-		args = append(args, "--", u.self, "demo-server", "--listen", ":80")
 		cmd := exec.CommandContext(ctx, u.self, args...)
 		// Ctrl-C in the terminal is for up, which then asks; a pod that is half
 		// made is taken back.

@@ -13,6 +13,8 @@ import (
 
 	"github.com/rutter-project/rutter/internal/agent"
 	"github.com/rutter-project/rutter/internal/kubeapi"
+	"github.com/rutter-project/rutter/internal/proxy/userspace"
+	"github.com/rutter-project/rutter/internal/rootless"
 )
 
 // printServices prints what can be reached, as a person would ask for it.
@@ -31,7 +33,7 @@ func (u *Up) printServices(ctx context.Context, api *kubeapi.Client) error {
 	for _, s := range services.Items {
 		var ports []string
 		for _, p := range s.Spec.Ports {
-			ports = append(ports, fmt.Sprintf("%d/%s", p.Port, p.Protocol))
+			ports = append(ports, u.port(&s, &p))
 		}
 		address := strings.Join(s.Spec.ClusterIPs, ",")
 		switch {
@@ -43,6 +45,20 @@ func (u *Up) printServices(ctx context.Context, api *kubeapi.Client) error {
 		fmt.Fprintf(w, "%s.%s\t%s\t%s\t%s\n", s.Name, s.Namespace, address, strings.Join(ports, ","), u.endpoints(&s, pods.Items))
 	}
 	return w.Flush()
+}
+
+// port is where a service port is found.
+func (u *Up) port(s *corev1.Service, p *corev1.ServicePort) string {
+	if u.cfg.Rootless == rootless.Userspace {
+		at := userspace.Offered(uint16(p.Port), userspace.LowestPort())
+		if s.Name == "kube-dns" && s.Namespace == metav1.NamespaceSystem {
+			at = (&agent.Config{Loopback: true}).DNSPort()
+		}
+		if int32(at) != p.Port {
+			return fmt.Sprintf("%d/%s at %d", p.Port, p.Protocol, at)
+		}
+	}
+	return fmt.Sprintf("%d/%s", p.Port, p.Protocol)
 }
 
 func (u *Up) endpoints(s *corev1.Service, pods []corev1.Pod) string {
@@ -80,6 +96,10 @@ func (u *Up) dnsAddresses() string {
 	for _, a := range u.cfg.ClusterDNS {
 		list = append(list, a.String())
 	}
+	if u.cfg.Rootless == rootless.Userspace {
+		port := (&agent.Config{Loopback: true}).DNSPort()
+		return fmt.Sprintf("port %d of %s and 127.0.0.1", port, strings.Join(list, ", "))
+	}
 	return strings.Join(append(list, u.cfg.NodeLocalDNS.String()), " and ")
 }
 
@@ -87,6 +107,10 @@ func (u *Up) printHints() {
 	self := u.self
 	if rel, err := relative(self); err == nil {
 		self = rel
+	}
+	if u.cfg.Rootless != "" {
+		u.printRootlessHints(self)
+		return
 	}
 	run := self + " run"
 	if u.cfg.RunDir != agent.DefaultRunDir {
@@ -106,6 +130,36 @@ Try in a second terminal:
 
 Ctrl-C takes everything down.
 `, run, u.adminKubeconfig())
+}
+
+func (u *Up) printRootlessHints(self string) {
+	if u.cfg.Rootless == rootless.Namespaces {
+		fmt.Fprintf(u.cfg.Out, `
+Try in a second terminal:
+
+  %[1]s shell                          # a shell where all of this is; then in it:
+      curl http://web/; kubectl get services,endpointslices,pods
+
+  %[1]s run -it --rm --name curl -- bash     # a pod of your own; then in it:
+      nslookup web; curl http://web/; env | grep WEB_SERVICE
+
+Ctrl-C takes everything down.
+`, self)
+		return
+	}
+	port := (&agent.Config{Loopback: true}).DNSPort()
+	fmt.Fprintf(u.cfg.Out, `
+Try in a second terminal:
+
+  dig @127.0.0.1 -p %[2]d web.default.svc.%[3]s
+  %[1]s run --rm --name curl -- sh -c 'curl -s $WEB_SERVICE_HOST:$WEB_SERVICE_PORT'
+  %[1]s shell -- kubectl get services,endpointslices,pods
+
+A port that only root may listen on is found at %[4]d more: 80 at %[5]d. Pods are plain processes
+with this host's addresses: each listens on a port of its own, named with --port.
+
+Ctrl-C takes everything down.
+`, self, port, u.cfg.ClusterDomain, userspace.PortOffset, 80+userspace.PortOffset)
 }
 
 // relative shortens a path below the working directory, as a person would type

@@ -28,6 +28,7 @@ import (
 	"github.com/rutter-project/rutter/internal/kubeapi"
 	"github.com/rutter-project/rutter/internal/node/pod"
 	"github.com/rutter-project/rutter/internal/node/sandbox"
+	"github.com/rutter-project/rutter/internal/rootless"
 )
 
 // Config says what to bring up. All fields are set; the command line has the
@@ -48,8 +49,9 @@ type Config struct {
 	Registry        string   // path of rutter-registry; empty: beside rutter, or in PATH
 	RegistryFlags   []string // passed on: the external etcd
 	Demo            bool
-	Out             io.Writer // progress and tables
-	Terminal        bool      // Out is a terminal
+	Rootless        rootless.Mode // empty: as root
+	Out             io.Writer     // progress and tables
+	Terminal        bool          // Out is a terminal
 	Log             *slog.Logger
 }
 
@@ -83,7 +85,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	defer unlock()
-	if err := agent.Alone(); err != nil {
+	if err := agent.Alone(); err != nil && cfg.Rootless != rootless.Userspace {
 		// What lock made goes again; a directory that is in use is not empty.
 		for _, path := range []string{u.held.Name(), cfg.RunDir, cfg.DataDir} {
 			_ = os.Remove(path)
@@ -318,6 +320,9 @@ func (u *Up) agentArgs() []string {
 	for _, a := range u.cfg.NodeIP {
 		args = append(args, "--node-ip", a.String())
 	}
+	if u.cfg.Rootless == rootless.Userspace {
+		args = append(args, "--loopback")
+	}
 	if u.cfg.Corefile != "" {
 		args = append(args, "--corefile", u.cfg.Corefile)
 	}
@@ -484,7 +489,11 @@ func (u *Up) cleanup(failed bool) {
 // in it is ours.
 func (u *Up) emptyRunDir(keepLogs bool) error {
 	if !keepLogs {
-		return os.RemoveAll(u.cfg.RunDir)
+		err := os.RemoveAll(u.cfg.RunDir)
+		if errors.Is(err, syscall.EBUSY) {
+			return nil // a mount point, and empty now
+		}
+		return err
 	}
 	entries, err := os.ReadDir(u.cfg.RunDir)
 	for _, e := range entries {

@@ -35,9 +35,12 @@ type server struct {
 //	GET  /readyz      200 or 503
 //	POST any path     readyz=ok or readyz=err, as a form or as the bare body
 func Serve(ctx context.Context, listen string, log io.Writer) error {
-	name, err := os.Hostname()
-	if err != nil {
-		return fmt.Errorf("reading the host name: %w", err)
+	name := os.Getenv("HOSTNAME") // a pod's, which may share the host's network and name
+	if name == "" {
+		var err error
+		if name, err = os.Hostname(); err != nil {
+			return fmt.Errorf("reading the host name: %w", err)
+		}
 	}
 	s := &server{name: name}
 	s.ready.Store(true)

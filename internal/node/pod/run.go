@@ -80,6 +80,7 @@ type Pod struct {
 	pods   kubeapi.Resource[corev1.Pod, corev1.PodList]
 	status *status
 	env    []string
+	shared bool // it is a plain process of the host
 	stops  chan stopRequest
 	log    *slog.Logger
 

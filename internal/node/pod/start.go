@@ -22,6 +22,7 @@ import (
 	"github.com/rutter-project/rutter/internal/node/resolvconf"
 	"github.com/rutter-project/rutter/internal/node/sandbox"
 	"github.com/rutter-project/rutter/internal/node/serviceenv"
+	"github.com/rutter-project/rutter/internal/proxy/userspace"
 )
 
 // What the agent writes on its Node for the pods there, and what is assumed
@@ -29,6 +30,10 @@ import (
 const (
 	ClusterDNSAnnotation    = "rutter.io/cluster-dns" // addresses, comma-separated
 	ClusterDomainAnnotation = "rutter.io/cluster-domain"
+
+	// SharedAnnotation says that pods are plain processes with the node's
+	// addresses: its agent has no privilege.
+	SharedAnnotation = "rutter.io/shared-network"
 
 	DefaultClusterDNS    = "169.254.20.10"
 	DefaultClusterDomain = "cluster.local"
@@ -48,20 +53,24 @@ func (p *Pod) start(ctx context.Context, stdio Stdio) (err error) {
 	}()
 	waiting, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	if err := sandbox.CheckPrivilege(); err != nil {
-		return err
+	// An ordinary user may only run pods where they are plain processes.
+	privileged := sandbox.CheckPrivilege()
+	if privileged != nil && os.Geteuid() == 0 {
+		return privileged
 	}
 	node, err := p.node(waiting)
 	if err != nil {
 		return err
 	}
-	cidrs, err := p.podCIDRs(node)
-	if err != nil {
+	box := sandbox.Config{RunDir: p.cfg.RunDir, Namespace: p.spec.Namespace, Pod: p.spec.Name, Command: p.spec.Command}
+	if p.shared = node.Annotations[SharedAnnotation] != ""; p.shared {
+		box.Shared = append([]netip.Addr{}, addrsOf(hostIPs(node))...)
+	} else if privileged != nil {
+		return privileged
+	} else if box.PodCIDRs, err = p.podCIDRs(node); err != nil {
 		return err
 	}
-	p.box, err = sandbox.Claim(sandbox.Config{
-		RunDir: p.cfg.RunDir, Namespace: p.spec.Namespace, Pod: p.spec.Name, Command: p.spec.Command, PodCIDRs: cidrs,
-	})
+	p.box, err = sandbox.Claim(box)
 	if err != nil {
 		return err
 	}
@@ -88,9 +97,11 @@ func (p *Pod) start(ctx context.Context, stdio Stdio) (err error) {
 	if p.env, err = p.environment(waiting); err != nil {
 		return err
 	}
-	files, err := p.files(node)
-	if err != nil {
-		return err
+	var files sandbox.Files
+	if !p.shared { // else it sees the host's
+		if files, err = p.files(node); err != nil {
+			return err
+		}
 	}
 	if err := p.box.Build(ctx, files); err != nil {
 		return err
@@ -176,6 +187,13 @@ func (p *Pod) podCIDRs(node *corev1.Node) ([]netip.Prefix, error) {
 // supervisor that died on this node, it is removed first.
 func (p *Pod) register(ctx context.Context) (*corev1.Pod, error) {
 	want := p.spec.object(p.cfg.NodeName, p.cfg.RunDir, p.box.Record.ID)
+	if p.shared {
+		want.Spec.HostNetwork = true
+		for i := range want.Spec.Containers[0].Ports {
+			port := &want.Spec.Containers[0].Ports[i]
+			port.HostPort = port.ContainerPort // the API wants it so
+		}
+	}
 	object, err := p.pods.Create(ctx, want)
 	if apierrors.IsAlreadyExists(err) && p.removeDead(ctx) {
 		object, err = p.pods.Create(ctx, want)
@@ -211,6 +229,9 @@ func (p *Pod) environment(ctx context.Context) ([]string, error) {
 		return nil, fmt.Errorf("reading the services for the environment: %w", p.cfg.Client.Explain(err))
 	}
 	services = serviceenv.Visible(services, p.spec.Namespace, !p.spec.NoServiceLinks)
+	if p.shared {
+		offered(services)
+	}
 	env := append(inherited(), "HOSTNAME="+p.hostname())
 	env = serviceenv.Merge(env, serviceenv.Variables(services))
 	env = serviceenv.Merge(env, p.spec.Env)
@@ -350,6 +371,27 @@ func hostIPs(node *corev1.Node) []string {
 		}
 	}
 	return out
+}
+
+func addrsOf(list []string) []netip.Addr {
+	var out []netip.Addr
+	for _, s := range list {
+		if a, err := netip.ParseAddr(s); err == nil {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// offered gives services the ports at which they are found without privilege.
+func offered(services []corev1.Service) {
+	lowest := userspace.LowestPort()
+	for i := range services {
+		for j := range services[i].Spec.Ports {
+			p := &services[i].Spec.Ports[j]
+			p.Port = int32(userspace.Offered(uint16(p.Port), lowest))
+		}
+	}
 }
 
 func addrStrings(addrs []netip.Addr) []string {

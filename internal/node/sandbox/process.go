@@ -121,6 +121,9 @@ func (c *Child) KillSession() {
 // root and working directory with no other (setns(2), CLONE_FS), so no helper
 // program is needed.
 func (s *Sandbox) Start(p Process) (*Child, error) {
+	if s.Record.Shared {
+		return s.startShared(p)
+	}
 	if s.pidfd < 0 {
 		return nil, errors.New("the pod is over")
 	}
@@ -149,19 +152,23 @@ func (s *Sandbox) Start(p Process) (*Child, error) {
 			Files: p.Files[:],
 			Sys:   &syscall.SysProcAttr{Setsid: true, Setctty: p.TTY, Ctty: 0, Credential: p.User.credential()},
 		})
-		switch {
-		case errors.Is(err, fs.ErrNotExist):
-			return &StartError{ExitNotFound, fmt.Errorf("starting %s: %w", p.Argv[0], err)}
-		case err != nil:
-			return &StartError{ExitNotExecutable, fmt.Errorf("starting %s: %w", p.Argv[0], err)}
-		}
-		return nil
+		return startError(p.Argv[0], err)
 	})
 	if err != nil {
 		return nil, err
 	}
 	go child.reap()
 	return child, nil
+}
+
+func startError(program string, err error) error {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return &StartError{ExitNotFound, fmt.Errorf("starting %s: %w", program, err)}
+	case err != nil:
+		return &StartError{ExitNotExecutable, fmt.Errorf("starting %s: %w", program, err)}
+	}
+	return nil
 }
 
 // lookPath finds a program as execvp(3) does, with the pod's PATH instead of

@@ -40,6 +40,7 @@ type Record struct {
 	NetNS     string       `json:"netns"`         // its name below /run/netns
 	Link      string       `json:"link"`          // the host's end of its veth
 	Addrs     []netip.Addr `json:"addrs"`
+	Shared    bool         `json:"shared,omitempty"` // it has no namespaces and no link
 	Command   []string     `json:"command"`
 	Created   time.Time    `json:"created"`
 
@@ -60,6 +61,8 @@ type Dir struct {
 
 // Path is the directory's path.
 func (d *Dir) Path() string { return d.path }
+
+func (d *Dir) id() string { return filepath.Base(d.path) }
 
 // File is the path of a file in the directory.
 func (d *Dir) File(name string) string { return filepath.Join(d.path, name) }

@@ -42,6 +42,9 @@ type Config struct {
 	Command   []string // for the record only
 	// PodCIDRs is one prefix per family; the pod gets an address of each.
 	PodCIDRs []netip.Prefix
+	// Shared are the host's own addresses. If set, the pod is a plain process of
+	// the host that uses them: no privilege is needed, and nothing is its own.
+	Shared []netip.Addr
 }
 
 // Files are the texts a pod sees in place of the host's files.
@@ -63,13 +66,16 @@ type Sandbox struct {
 	pidfd    int
 	lifeline *os.File
 	undo     undo
+	shared   shared
 }
 
 // Claim takes a directory and addresses for a pod. From here on the pod is
 // known to List, and a sweep takes it away should this process die.
 func Claim(cfg Config) (*Sandbox, error) {
-	if err := CheckPrivilege(); err != nil {
-		return nil, err
+	if cfg.Shared == nil {
+		if err := CheckPrivilege(); err != nil {
+			return nil, err
+		}
 	}
 	// Paths are given to processes that are elsewhere.
 	runDir, err := filepath.Abs(cfg.RunDir)
@@ -77,6 +83,9 @@ func Claim(cfg Config) (*Sandbox, error) {
 		return nil, fmt.Errorf("finding the run directory: %w", err)
 	}
 	cfg.RunDir = runDir
+	if cfg.Shared != nil {
+		return claimShared(cfg)
+	}
 	if len(cfg.PodCIDRs) == 0 {
 		return nil, errors.New("the node has no pod CIDR: the agent sets it (--pod-cidr)")
 	}
@@ -166,6 +175,9 @@ func (s *Sandbox) Save() error {
 // Build makes namespaces, links, addresses, routes and mounts. On error it has
 // taken back what it made; the claim stays until Remove.
 func (s *Sandbox) Build(ctx context.Context, files Files) (err error) {
+	if s.Record.Shared {
+		return nil
+	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.undo.run())
@@ -325,7 +337,10 @@ func (s *Sandbox) stopPause() error {
 
 // Stop ends every process of the pod and takes its network away; the directory
 // with its record and log stays.
-func (s *Sandbox) Stop() error { return s.undo.run() }
+func (s *Sandbox) Stop() error {
+	s.killShared()
+	return s.undo.run()
+}
 
 // Remove takes away all there is of the sandbox.
 func (s *Sandbox) Remove() error {
@@ -334,6 +349,7 @@ func (s *Sandbox) Remove() error {
 
 // Kill ends every process of the pod at once. The sandbox stays.
 func (s *Sandbox) Kill() error {
+	s.killShared()
 	if s.pause == nil {
 		return nil
 	}

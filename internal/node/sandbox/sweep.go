@@ -41,6 +41,9 @@ func Sweep(ctx context.Context, runDir string, ended bool) ([]Record, error) {
 		}
 		swept = append(swept, p.Record)
 	}
+	if CheckPrivilege() != nil {
+		return swept, errors.Join(errs...) // who may not make links has made none
+	}
 	left, err := strangers(runDir, known)
 	errs = append(errs, err)
 	for _, link := range left {
@@ -52,6 +55,9 @@ func Sweep(ctx context.Context, runDir string, ended bool) ([]Record, error) {
 // removeEntry takes away a dead pod. Its processes are gone already: they went
 // with the lifeline.
 func removeEntry(p Entry) error {
+	if p.Shared {
+		return os.RemoveAll(p.Dir)
+	}
 	err := removeLink(p.Link)
 	if p.NetNS != "" {
 		err = errors.Join(err, removeNetNS(p.NetNS))

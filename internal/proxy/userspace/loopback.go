@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -52,6 +53,9 @@ func Offered(port, lowest uint16) uint16 {
 func (e *direct) fronts(p *portal, port *plan.Port) []listener {
 	var out []listener
 	add := func(a netip.Addr, number uint16, local bool, sources []netip.Prefix) {
+		if slices.Contains(e.d.cfg.Rules.NodeDNS, netip.AddrPortFrom(a, port.ClusterIP.Port())) {
+			return // a DNS server of this node answers there
+		}
 		list, endpoints := clusterList, port.Cluster
 		if local {
 			list, endpoints = localList, port.Local
