@@ -20,11 +20,13 @@ conntrack conntrack
 iptables iptables
 etcd etcd-server
 qemu-system-x86_64 qemu-system-x86
-xz xz-utils" ;;
+xz xz-utils
+nsenter util-linux" ;;
 	bench) needs test; echo "dnsperf dnsperf
 knotd knot
 unbound unbound
-dnsmasq dnsmasq-base" ;;
+dnsmasq dnsmasq-base
+haproxy haproxy" ;;
 	*) echo "setup.sh: unknown target $1 (build, up, test or bench)" >&2; exit 2 ;;
 	esac
 }
