@@ -6,6 +6,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"github.com/spf13/cobra"
 	"k8s.io/apimachinery/pkg/util/duration"
@@ -62,11 +63,17 @@ that have ended and were not stopped yet. It asks the node, not the API.`,
 	return cmd
 }
 
+// shorten makes one short line of a command, which may hold anything.
 func shorten(s string) string {
 	const enough = 60
-	s = strings.Join(strings.Fields(s), " ")
-	if len(s) > enough {
-		s = s[:enough-1] + "…"
+	runes := []rune(strings.Join(strings.Fields(s), " "))
+	for i, r := range runes {
+		if !unicode.IsPrint(r) {
+			runes[i] = '�'
+		}
 	}
-	return s
+	if len(runes) > enough {
+		runes = append(runes[:enough-1], '…')
+	}
+	return string(runes)
 }

@@ -207,5 +207,5 @@ func lookPath(name string, env []string, dir string) (string, error) {
 	if denied {
 		return "", &StartError{ExitNotExecutable, fmt.Errorf("%s: no permission to execute it", name)}
 	}
-	return "", &StartError{ExitNotFound, fmt.Errorf("%s: no such command in PATH (%s)", name, path)}
+	return "", &StartError{ExitNotFound, fmt.Errorf("%s: no such command in PATH", name)}
 }
