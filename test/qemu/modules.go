@@ -35,7 +35,7 @@ func (m *module) path() string { return "/usr/lib/modules/" + m.Name + ".ko" }
 // that these need.
 var wanted = []string{
 	"net/netfilter/*", "net/netfilter/ipset/*", "net/netfilter/ipvs/*",
-	"net/ipv4/netfilter/*", "net/ipv6/netfilter/*", "net/sctp/*", "net/bridge/br_netfilter*",
+	"net/ipv4/netfilter/*", "net/ipv6/netfilter/*", "net/sctp/*", "net/bridge/br_netfilter*", "net/xfrm/xfrm_user*",
 	"drivers/net/veth*", "drivers/net/dummy*", "drivers/net/virtio_net*", "drivers/virtio/virtio_pci.*",
 }
 

@@ -51,7 +51,7 @@ func (d *Dataplane) adopt(ctx context.Context, services []plan.Service) ([]datap
 
 func (d *Dataplane) serves(ctx context.Context) (bool, error) {
 	for _, r := range d.rulesets {
-		tables, err := r.read(ctx)
+		tables, err := r.read(ctx, "nat")
 		if err != nil {
 			return false, err
 		}

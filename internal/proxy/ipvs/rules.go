@@ -73,8 +73,11 @@ type ruleset struct {
 	mark     uint
 	// As the kernel told them after they were written: chains by table and
 	// name. Its text differs from ours.
-	made map[string][]string
+	made  map[string][]string
+	looks int
 }
+
+var tableNames = []string{"nat", "filter", "mangle"}
 
 // set matches packets whose address and port are in a set.
 func (r *ruleset) set(id setID, dirs string) string {
@@ -190,13 +193,13 @@ func notLocal(d *plan.Detector, v6 bool) string {
 
 // write puts the rules into force: each table's at once.
 func (r *ruleset) write(ctx context.Context, p *plan.Rules) error {
-	present, err := r.read(ctx)
+	present, err := r.read(ctx, tableNames...)
 	if err != nil {
 		return err
 	}
 	var b bytes.Buffer
 	rules := r.text(p)
-	for _, table := range []string{"nat", "filter", "mangle"} {
+	for _, table := range tableNames {
 		fmt.Fprintf(&b, "*%s\n", table)
 		for _, c := range chains {
 			if c.table == table {
@@ -216,7 +219,7 @@ func (r *ruleset) write(ctx context.Context, p *plan.Rules) error {
 	if err := r.programs.Restore(ctx, b.Bytes()); err != nil {
 		return explainRules(err)
 	}
-	present, err = r.read(ctx)
+	present, err = r.read(ctx, tableNames...)
 	r.made = ours(present)
 	return err
 }
@@ -226,9 +229,9 @@ func explainRules(err error) error {
 	return fmt.Errorf("write iptables rules: %w (they need modules ip_set, xt_set, xt_addrtype, xt_conntrack, xt_mark, xt_comment, xt_MASQUERADE)", err)
 }
 
-func (r *ruleset) read(ctx context.Context) (map[string]xtables.Table, error) {
+func (r *ruleset) read(ctx context.Context, names ...string) (map[string]xtables.Table, error) {
 	tables := make(map[string]xtables.Table)
-	for _, table := range []string{"nat", "filter", "mangle"} {
+	for _, table := range names {
 		text, err := r.programs.Save(ctx, table)
 		if err != nil {
 			return nil, fmt.Errorf("list table %s: %w", table, err)
@@ -238,13 +241,22 @@ func (r *ruleset) read(ctx context.Context) (map[string]xtables.Table, error) {
 	return tables, nil
 }
 
-// intact tells whether the rules are as they were written.
+// intact tells whether the rules are as they were written. It costs running
+// programs: table nat, without which nothing is masqueraded, is looked at each
+// time, the others in turn.
 func (r *ruleset) intact(ctx context.Context) (bool, error) {
-	present, err := r.read(ctx)
+	r.looks++
+	look := []string{"nat", []string{"filter", "mangle"}[r.looks%2]}
+	present, err := r.read(ctx, look...)
 	if err != nil {
 		return true, err
 	}
-	return maps.EqualFunc(ours(present), r.made, slices.Equal), nil
+	made := maps.Clone(r.made)
+	maps.DeleteFunc(made, func(name string, _ []string) bool {
+		table, _, _ := strings.Cut(name, " ")
+		return !slices.Contains(look, table)
+	})
+	return maps.EqualFunc(ours(present), made, slices.Equal), nil
 }
 
 // ours are the rules of our chains, and the jumps to them.
@@ -270,7 +282,7 @@ func hasJump(rules []string, j jump) bool {
 // remove removes the rules. Those of chains that mode iptables has too are left
 // to it if they are not ours.
 func (r *ruleset) remove(ctx context.Context) error {
-	present, err := r.read(ctx)
+	present, err := r.read(ctx, tableNames...)
 	if err != nil {
 		return err
 	}
@@ -278,7 +290,7 @@ func (r *ruleset) remove(ctx context.Context) error {
 	services := strings.Join(present["nat"].Chains["KUBE-SERVICES"], "\n")
 	// Both modes have the chain; ours looks into sets.
 	isOurs := strings.Contains(services, "--match-set "+setName(setClusterIP, r.v6)) || services == ""
-	for _, table := range []string{"nat", "filter", "mangle"} {
+	for _, table := range tableNames {
 		goes := make(map[string]bool)
 		fmt.Fprintf(&b, "*%s\n", table)
 		for _, c := range chains {

@@ -45,13 +45,15 @@ func openIn(t testing.TB, s *testnet.Space, opts Options) (d *Dataplane) {
 	t.Helper()
 	var err error
 	s.Do(func() {
-		d, err = Open(dataplane.Config{Rules: testRules, IPv4: true, IPv6: true, MasqueradeBit: 14, Counters: true, CountBytes: true, Logger: slog.New(slog.DiscardHandler)}, opts)
+		d, err = Open(dataplane.Config{Rules: testRules, IPv4: true, IPv6: true, MasqueradeBit: 14, Counters: true, CountBytes: true, Logger: discard}, opts)
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return d
 }
+
+var discard = slog.New(slog.DiscardHandler)
 
 // must fails the test if the kernel took anything not.
 func must(t testing.TB) func([]dataplane.Refusal, error) {
@@ -178,19 +180,39 @@ func TestTraffic(t *testing.T) {
 		return counts[flow].Connections == 2 && counts[flow].Bytes > 0
 	})
 	if t.Failed() {
-		t.Log(dump(t, n.node, d))
+		t.Log(dump(t, d), rules(t, d))
 	}
 }
 
 // dump is what the kernel holds, as text.
-func dump(t testing.TB, s *testnet.Space, d *Dataplane) string {
+func dump(t testing.TB, d *Dataplane) string {
 	t.Helper()
-	var b strings.Builder
+	lines := append(serverLines(t, d), setLines(t, d)...)
+	addrs, err := d.device.addrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range addrs {
+		if a.index == d.device.index && !(a.Is6() && a.IsLinkLocalUnicast()) {
+			lines = append(lines, fmt.Sprintf("address %s/%d", a.Addr, a.bits))
+		}
+	}
+	slices.Sort(lines)
+	return strings.Join(lines, "\n") + "\n"
+}
+
+// servers are the virtual servers that the kernel holds.
+func servers(t testing.TB, d *Dataplane) string {
+	t.Helper()
+	return strings.Join(serverLines(t, d), "\n") + "\n"
+}
+
+func serverLines(t testing.TB, d *Dataplane) (lines []string) {
+	t.Helper()
 	list, err := d.kernel.servers()
 	if err != nil {
 		t.Fatal(err)
 	}
-	var lines []string
 	for _, l := range list {
 		held, err := d.kernel.dests(l.front)
 		if err != nil {
@@ -203,6 +225,12 @@ func dump(t testing.TB, s *testnet.Space, d *Dataplane) string {
 		slices.Sort(to)
 		lines = append(lines, fmt.Sprintf("server %s %s flags=%#x timeout=%d: %s", l.front, l.scheduler, l.flags, l.timeout, strings.Join(to, " ")))
 	}
+	slices.Sort(lines)
+	return lines
+}
+
+func setLines(t testing.TB, d *Dataplane) (lines []string) {
+	t.Helper()
 	for _, r := range d.rulesets {
 		for id := range setCount {
 			if err := d.sets.elements(id, r.v6, func(e element) {
@@ -211,7 +239,16 @@ func dump(t testing.TB, s *testnet.Space, d *Dataplane) string {
 				t.Fatal(err)
 			}
 		}
-		tables, err := r.read(context.Background())
+	}
+	return lines
+}
+
+// rules are those that iptables-save shows.
+func rules(t testing.TB, d *Dataplane) string {
+	t.Helper()
+	var lines []string
+	for _, r := range d.rulesets {
+		tables, err := r.read(context.Background(), tableNames...)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -223,20 +260,8 @@ func dump(t testing.TB, s *testnet.Space, d *Dataplane) string {
 			}
 		}
 	}
-	addrs, err := d.device.addrs()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, a := range addrs {
-		if a.index == d.device.index {
-			lines = append(lines, fmt.Sprintf("address %s/%d", a.Addr, a.bits))
-		}
-	}
 	slices.Sort(lines)
-	for _, l := range lines {
-		fmt.Fprintln(&b, l)
-	}
-	return b.String()
+	return strings.Join(lines, "\n") + "\n"
 }
 
 // held is an open connection, and who answers on it.
@@ -271,4 +296,11 @@ func (h *heldConn) alive() bool {
 	}
 	line, err := h.in.ReadString('\n')
 	return err == nil && line == "still\n"
+}
+
+// reset closes the connection by a reset: after an orderly end the kernel
+// remembers it for two minutes.
+func (h *heldConn) reset() {
+	_ = h.Conn.(*net.TCPConn).SetLinger(0)
+	h.Close()
 }
