@@ -49,7 +49,40 @@ done
 
 vm() { "$tool" -kernel "$kernel" -env RUTTER_IPVS=1 "${files[@]}" "$@"; }
 
+# The registry runs outside of the machine, which would make it slow.
+registry() {
+	data=$(mktemp -d)
+	port=$((20000 + RANDOM % 10000))
+	bin/rutter-registry --data-dir "$data/registry" --secure-port "$port" \
+		--service-cidr 10.96.0.0/16,fd00:96::/112 --pod-cidr 10.244.0.0/16,fd00:244::/48 >"$data/log" 2>&1 &
+	pid=$!
+	trap 'kill $pid 2>/dev/null; wait $pid 2>/dev/null; rm -rf "$data"' EXIT
+	for _ in $(seq 600); do
+		[ ! -e "$data/registry/admin.kubeconfig" ] || return 0
+		kill -0 $pid 2>/dev/null || break
+		sleep 0.2
+	done
+	cat "$data/log" >&2
+	return 1
+}
+
 case ${1:-} in
+conformance)
+	shift
+	registry
+	CGO_ENABLED=0 go -C conformance test -c -o "$PWD/.cache/conformance.test" ./proxy
+	rutter=${RUTTER_BIN:-$PWD/bin/rutter}
+	# -kinds 'kube-proxy ipvs' or ipvs compares kube-proxy, too.
+	peers=()
+	case "$*" in
+	*-kinds*kube* | *"-kinds ipvs"*) peers=(-env KUBE_PROXY_BIN="$PWD/bin/peers/kube-proxy" -file "$PWD/bin/peers/kube-proxy") ;;
+	esac
+	cd conformance/proxy
+	vm -env RUTTER_KUBECONFIG="$data/registry/admin.kubeconfig" -file "$data/registry/admin.kubeconfig" -forward "$port" -memory 3072 \
+		-env RUTTER_BIN="$rutter" -file "$rutter" "${peers[@]}" \
+		-file /bin/cat -file "$(command -v ip)" \
+		"$PWD/../../.cache/conformance.test" -test.run TestProxy -test.v -test.timeout 15m -kinds 'rutter ipvs' "$@"
+	;;
 run)
 	shift
 	vm "$@"

@@ -70,6 +70,24 @@ func StartRegistry(program, dir string, args ...string) (*Registry, error) {
 	return r, nil
 }
 
+// UseRegistry uses a registry that runs already, and is another's to stop.
+func UseRegistry(kubeconfig string) (*Registry, error) {
+	r := &Registry{Kubeconfig: kubeconfig, Process: &Process{Name: "rutter-registry", Started: time.Now()}}
+	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(100 * time.Millisecond) {
+		err := r.ready()
+		if err == nil || time.Now().After(deadline) {
+			return r, err
+		}
+	}
+}
+
+// Stop stops the registry if it was started here.
+func (r *Registry) Stop() {
+	if r.Process.cmd != nil {
+		r.Process.Stop()
+	}
+}
+
 func (r *Registry) ready() error {
 	if r.Client == nil {
 		// The file is written before the server listens, by rename.

@@ -32,7 +32,15 @@ var kinds = []kind{
 	{"rutter", "iptables", "nft"},
 	{"rutter", "iptables", "legacy"},
 	{"rutter", "userspace", ""},
+	{"kube-proxy", "ipvs", ""},
+	{"rutter", "ipvs", ""},
 }
+
+// inVM tells that this runs on a kernel with IPVS, in an emulated machine
+// (scripts/qemu.sh): mode ipvs is looked at there, the others elsewhere.
+var inVM = os.Getenv("RUTTER_IPVS") != ""
+
+func (k kind) here() bool { return (k.mode == "ipvs") == inVM }
 
 // column is a kind of proxy at work: a world with its processes.
 type column struct {
@@ -72,12 +80,14 @@ conntrack:
 iptables:
   syncPeriod: %[4]s
   minSyncPeriod: 10ms
-%[5]snftables:
+%[5]sipvs:
+  syncPeriod: %[4]s
+nftables:
   syncPeriod: %[4]s
   minSyncPeriod: 10ms
 %[5]s%[6]s`
 
-const syncPeriod = time.Second
+var syncPeriod = map[bool]time.Duration{false: time.Second, true: 4 * time.Second}[inVM]
 
 // newColumn builds the world of a column; edit may be nil.
 func newColumn(env *environment, k kind, name string, edit func(kind) string, nodes ...string) (*column, error) {
@@ -237,7 +247,10 @@ func (c *column) tables(node string, about ...string) string {
 	var out []byte
 	_ = c.world.spaces[node].Do(func() error {
 		programs := [][]string{{"nft", "list", "ruleset"}}
-		if c.mode == "iptables" {
+		switch c.mode {
+		case "ipvs":
+			programs = [][]string{{"iptables-save"}, {"ip6tables-save"}, {"cat", "/proc/net/ip_vs"}, {"ip", "address", "show", "dev", "kube-ipvs0"}}
+		case "iptables":
 			programs = [][]string{{c.iptables("iptables") + "-save"}, {c.iptables("ip6tables") + "-save"}}
 		}
 		for _, p := range programs {

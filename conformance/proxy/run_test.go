@@ -80,14 +80,21 @@ func newRunner(t *testing.T) *runner {
 		t.Skip("network namespaces need root")
 	}
 	env := &environment{
-		dir:       t.TempDir(),
-		rutter:    findProgram(t, "RUTTER_BIN", "rutter"),
-		kubeProxy: findProgram(t, "KUBE_PROXY_BIN", "peers/kube-proxy"),
+		dir:    t.TempDir(),
+		rutter: findProgram(t, "RUTTER_BIN", "rutter"),
 	}
-	registry := findProgram(t, "RUTTER_REGISTRY_BIN", "rutter-registry")
+	if !inVM || matches(*onlyKind, "kube-proxy ipvs") {
+		env.kubeProxy = findProgram(t, "KUBE_PROXY_BIN", "peers/kube-proxy")
+	}
 	rest.SetDefaultWarningHandler(rest.NoWarnings{}) // externalIPs are deprecated
 	var err error
-	env.registry, err = peer.StartRegistry(registry, env.dir, "--service-cidr", serviceCIDRs, "--pod-cidr", podCIDRs)
+	if kubeconfig := os.Getenv("RUTTER_KUBECONFIG"); kubeconfig != "" {
+		// One that runs outside of the emulated machine.
+		env.registry, err = peer.UseRegistry(kubeconfig)
+	} else {
+		registry := findProgram(t, "RUTTER_REGISTRY_BIN", "rutter-registry")
+		env.registry, err = peer.StartRegistry(registry, env.dir, "--service-cidr", serviceCIDRs, "--pod-cidr", podCIDRs)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -105,7 +112,7 @@ func (r *runner) start(name string, edit func(kind) string, nodes ...string) {
 	r.columns = nil
 	var chosen []kind
 	for _, k := range kinds {
-		if matches(*onlyKind, k.String()) {
+		if k.here() && matches(*onlyKind, k.String()) {
 			chosen = append(chosen, k)
 		}
 	}
@@ -183,6 +190,7 @@ func (r *runner) run(scenarios []scenario) {
 	r.barrier(1)
 	r.t.Logf("%d services programmed by %d proxies after %s", len(scenarios), len(r.columns), time.Since(started).Round(time.Millisecond))
 	r.look(scenarios, func(s scenario) (string, []path) { return "", s.paths })
+	r.compareRules()
 	last := 0
 	for _, s := range scenarios {
 		if !s.alone {
