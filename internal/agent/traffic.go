@@ -18,6 +18,10 @@ func (a *agent) serveTraffic(w http.ResponseWriter, _ *http.Request) {
 		http.Error(w, "connections are not counted: the agent runs with --counters=off", http.StatusNotFound)
 		return
 	}
+	if mode := a.proxy.Status().Mode; mode == proxy.ModeIPTables {
+		http.Error(w, "mode "+mode+" does not count connections by endpoint; the others do", http.StatusNotFound)
+		return
+	}
 	list, err := a.proxy.Traffic()
 	if err != nil {
 		http.Error(w, fmt.Sprintf("cannot read the kernel's counters: %v", err), http.StatusInternalServerError)
