@@ -71,6 +71,8 @@ type Proxy struct {
 	lastAdopt    time.Time // when all services were gone through
 	lastErr      error
 	repairs      int
+
+	bridgesWarned []string
 }
 
 // New checks the configuration. Nothing is touched before Start.
@@ -313,6 +315,7 @@ func (p *Proxy) adopt(ctx context.Context) error {
 	}
 	p.adopted, p.lastApply = true, time.Now()
 	p.others.Do(func() { p.retireOthers() })
+	p.warnOfBridges()
 	p.flows.orphans = true
 	p.cleanFlows()
 	p.metrics.full.observe(p.cfg, time.Since(start))
