@@ -110,3 +110,20 @@ func FuzzTable(f *testing.F) {
 		}
 	})
 }
+
+// A line that is no entry is passed over, as CoreDNS does, but not in silence.
+func TestWarnsOfLines(t *testing.T) {
+	s := plugintest.Start(t, ". {\nhosts {\n999.1.1.1 a.test\nfalthrough\n192.0.2.1\n192.0.2.2 b.test\n}\n}\n", order...)
+	for _, want := range []string{
+		`Corefile:3: unknown address or property of hosts \"999.1.1.1\"`,
+		`Corefile:4: unknown address or property of hosts \"falthrough\"; did you mean \"fallthrough\"?`,
+		`Corefile:5: wrong arguments for \"192.0.2.1\": got none; expected names after the address`,
+	} {
+		if !strings.Contains(s.Log.String(), want) {
+			t.Errorf("not in the log: %s\n%s", want, s.Log)
+		}
+	}
+	if n := strings.Count(s.Log.String(), "passed over"); n != 3 {
+		t.Errorf("%d lines are passed over, want 3", n)
+	}
+}

@@ -1,6 +1,7 @@
 package hosts
 
 import (
+	"net/netip"
 	"strings"
 	"time"
 
@@ -62,6 +63,8 @@ func Setup(b *plugin.Block, lines []corefile.Directive) (plugin.New, error) {
 	}, nil
 }
 
+var properties = []string{"ttl", "no_reverse", "reload", "fallthrough", "fallthrough_unsupported"}
+
 func (h *handler) property(p corefile.Directive) error {
 	switch p.Name.Text {
 	case "ttl":
@@ -94,11 +97,18 @@ func (h *handler) property(p corefile.Directive) error {
 	}
 	// Anything else is a line of a hosts file, before fallthrough.
 	if len(h.fall.Zones) > 0 {
-		e := corefile.Unknown("property of hosts", p.Name, "ttl", "no_reverse", "reload", "fallthrough_unsupported")
+		e := corefile.Unknown("property of hosts", p.Name, properties...)
 		if e.Suggestion == "" {
 			e.Expected = "entries before fallthrough"
 		}
 		return e
+	}
+	// CoreDNS takes any line, and forgets those that make no sense.
+	if _, err := netip.ParseAddr(p.Name.Text); err != nil {
+		e := corefile.Unknown("address or property of hosts", p.Name, properties...)
+		h.source.log.Warn("the line is passed over: " + e.Error())
+	} else if len(p.Args) == 0 {
+		h.source.log.Warn("the line is passed over: " + corefile.Arguments(p, "names after the address").Error())
 	}
 	words := []string{p.Name.Text}
 	for _, a := range p.Args {
