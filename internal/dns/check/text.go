@@ -43,7 +43,7 @@ func (b *Block) write(w io.Writer) {
 	if len(b.Chain) == 0 {
 		fmt.Fprintf(w, "  no plugin answers: every query is refused\n")
 	} else {
-		fmt.Fprintf(w, "  queries pass, in this order (direct: answered by the goroutine that read it):\n")
+		fmt.Fprintf(w, "  queries pass, in this order (direct: passed on or answered without the chain of handlers):\n")
 	}
 	for _, p := range b.Chain {
 		path := "chain"
