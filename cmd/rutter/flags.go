@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -150,7 +151,7 @@ func (v countersValue) String() string {
 
 func (v countersValue) Set(s string) error {
 	if s != "connections" && s != "bytes" && s != "off" {
-		return fmt.Errorf("%q: want connections, bytes or off", s)
+		return errors.New("want connections, bytes or off")
 	}
 	*v.off, *v.bytes = s == "off", s == "bytes"
 	return nil

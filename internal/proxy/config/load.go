@@ -63,7 +63,7 @@ func Parse(text []byte) (c *Config, warnings []string, err error) {
 		return nil, warnings, oneLine(err)
 	}
 	for _, e := range strict {
-		warnings = append(warnings, e.Error())
+		warnings = append(warnings, ignoredField(e.Error()))
 	}
 	c.Default()
 	return c, warnings, nil
@@ -85,6 +85,9 @@ func oneLine(err error) error {
 			want = w
 		}
 		text = fmt.Sprintf("%s is a %s: must be %s", m[2], m[1], want)
+		if want == "text" && (m[1] == "bool" || m[1] == "number") {
+			text += " (put it in quotes)" // YAML takes n, on and 12 for something else
+		}
 	}
 	return errors.New(text)
 }

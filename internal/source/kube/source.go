@@ -374,6 +374,9 @@ func (q quiet) Enabled(ctx context.Context, _ slog.Level) bool {
 
 func (q quiet) Handle(ctx context.Context, r slog.Record) error {
 	r.Level = slog.LevelDebug
+	if !q.Enabled(ctx, r.Level) {
+		return nil // klog hands over errors without asking
+	}
 	return q.Handler.Handle(ctx, r)
 }
 
