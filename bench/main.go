@@ -42,6 +42,7 @@ var parts = []struct {
 	{"size", (*bench).size},
 	{"dns", (*bench).dns},
 	{"proxy", (*bench).proxy},
+	{"userspace", (*bench).userspace},
 }
 
 // bench is one run.
@@ -60,6 +61,9 @@ func main() {
 		case "upstream":
 			fatal(echo(os.Args[2], replyA))
 		}
+	}
+	if ok, err := userspaceTool(os.Args[1:]); ok {
+		fatal(err)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	err := run(ctx, os.Args[1:])
@@ -94,7 +98,7 @@ func run(ctx context.Context, args []string) (err error) {
 	fs.StringVar(&b.queries, "queries", "", "only the query sets of the DNS part with this in their names, such as headless")
 	fs.StringVar(&b.corefile, "corefile", "", "Corefile for the DNS part instead of kubeadm's; {PORT}, {PORT1}…, KUBECONFIG and UPSTREAM are filled")
 	fs.Usage = func() {
-		fmt.Fprintln(fs.Output(), "Usage: bench [flags] [size] [dns] [proxy]   (no part named: all)")
+		fmt.Fprintln(fs.Output(), "Usage: bench [flags] [size] [dns] [proxy] [userspace]   (no part named: all)")
 		fs.PrintDefaults()
 	}
 	if err := fs.Parse(args); err != nil {
@@ -107,7 +111,7 @@ func run(ctx context.Context, args []string) (err error) {
 		}) bool {
 			return p.name == a
 		}) {
-			return fmt.Errorf("there is no part %q (parts are size, dns and proxy; flags stand before them)", a)
+			return fmt.Errorf("there is no part %q (parts are size, dns, proxy and userspace; flags stand before them)", a)
 		}
 	}
 	if b.bin, err = filepath.Abs(b.bin); err != nil {

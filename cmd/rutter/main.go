@@ -113,6 +113,7 @@ func newRootCommand() *cobra.Command {
 		newPauseCommand(),
 		newDemoServerCommand(),
 		newRootlessInitCommand(),
+		newRelayCommand(),
 	)
 	return root
 }
