@@ -153,10 +153,21 @@ func (s shape) create(ctx context.Context, client kubernetes.Interface, i servic
 			_, err := client.DiscoveryV1().EndpointSlices(i.namespace()).Create(ctx, i.slice(s.endpoints), metav1.CreateOptions{})
 			return err
 		}),
-		makeOne(func() error {
-			_, err := client.CoreV1().Services(i.namespace()).Create(ctx, i.object(s.headless), metav1.CreateOptions{})
-			return err
-		}))
+		makeOne(func() error { return createService(ctx, client, i.object(s.headless)) }))
+}
+
+// createService creates a service whose address may be left over from an
+// attempt that timed out: the API server would free it minutes later.
+func createService(ctx context.Context, client kubernetes.Interface, o *corev1.Service) error {
+	_, err := client.CoreV1().Services(o.Namespace).Create(ctx, o, metav1.CreateOptions{})
+	if err == nil || !strings.Contains(err.Error(), "already allocated") {
+		return err
+	}
+	if err := client.NetworkingV1().IPAddresses().Delete(ctx, o.Spec.ClusterIP, metav1.DeleteOptions{}); err != nil {
+		return err
+	}
+	_, err = client.CoreV1().Services(o.Namespace).Create(ctx, o, metav1.CreateOptions{})
+	return err
 }
 
 // makeOne makes an object that may be there. A busy machine's etcd times out

@@ -276,10 +276,7 @@ func (c *course) make(s *corev1.Service, slice *discoveryv1.EndpointSlice) error
 			_, err := c.reg.Client.DiscoveryV1().EndpointSlices(slice.Namespace).Create(c.ctx, slice, metav1.CreateOptions{})
 			return err
 		}),
-		makeOne(func() error {
-			_, err := c.reg.Client.CoreV1().Services(s.Namespace).Create(c.ctx, s, metav1.CreateOptions{})
-			return err
-		}))
+		makeOne(func() error { return createService(c.ctx, c.reg.Client, s) }))
 }
 
 func (c *course) unmake(i service) error {
@@ -392,8 +389,7 @@ func (c *course) addOne(g *ground, op *operation, i int) error {
 		return err
 	}
 	return c.time(g, op, s.clusterIP(), addr, nil, func() error {
-		_, err := c.reg.Client.CoreV1().Services(s.namespace()).Create(c.ctx, s.object(false), metav1.CreateOptions{})
-		return err
+		return createService(c.ctx, c.reg.Client, s.object(false))
 	})
 }
 
