@@ -83,6 +83,17 @@ conformance)
 		-file /bin/cat -file "$(command -v ip)" \
 		"$PWD/../../.cache/conformance.test" -test.run TestProxy -test.v -test.timeout 15m -kinds 'rutter ipvs' "$@"
 	;;
+test | bench)
+	what=$1
+	shift
+	CGO_ENABLED=0 go test -c -o .cache/ipvs.test ./internal/proxy/ipvs
+	cd internal/proxy/ipvs
+	if [ "$what" = test ]; then
+		vm ../../../.cache/ipvs.test -test.v -test.timeout 15m "$@"
+	else
+		vm -memory 3072 ../../../.cache/ipvs.test -test.run - -test.bench . -test.timeout 15m "$@"
+	fi
+	;;
 run)
 	shift
 	vm "$@"

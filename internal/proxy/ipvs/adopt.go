@@ -25,9 +25,6 @@ func (d *Dataplane) adopt(ctx context.Context, services []plan.Service) ([]datap
 	if err := d.furnish(); err != nil {
 		return nil, err
 	}
-	if err := d.look(); err != nil {
-		return nil, err
-	}
 	// On a host that serves nothing yet, packets are masqueraded before they are
 	// sent on. Where another mode's rules serve under the same names, these are
 	// replaced when everything is in place.
@@ -40,13 +37,21 @@ func (d *Dataplane) adopt(ctx context.Context, services []plan.Service) ([]datap
 			return nil, err
 		}
 	}
-	d.plan(services)
-	d.keepDraining()
-	refused, err := d.commit(ctx)
+	refused, err := d.takeOver(ctx, services)
 	if err == nil && serves {
 		err = d.writeRules(ctx)
 	}
 	return refused, err
+}
+
+// takeOver is Adopt without the rules.
+func (d *Dataplane) takeOver(ctx context.Context, services []plan.Service) ([]dataplane.Refusal, error) {
+	if err := d.look(); err != nil {
+		return nil, err
+	}
+	d.plan(services)
+	d.keepDraining()
+	return d.commit(ctx)
 }
 
 func (d *Dataplane) serves(ctx context.Context) (bool, error) {
@@ -122,7 +127,8 @@ func (d *Dataplane) lookAddrs(st *state) error {
 	}
 	slices.SortFunc(d.around.local, netip.Addr.Compare)
 	d.around.local = slices.Compact(d.around.local)
-	return nil
+	d.around.routers, err = d.device.routers()
+	return err
 }
 
 func (d *Dataplane) excluded(a netip.Addr) bool {

@@ -3,7 +3,9 @@ package ipvs
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -97,6 +99,27 @@ func (d *device) addrs() (list []address, err error) {
 		return nil, fmt.Errorf("list the addresses of this host: %w", err)
 	}
 	return list, nil
+}
+
+// routers lists the next hops of the host's routes.
+func (d *device) routers() (list []netip.Addr, err error) {
+	routes, err := d.host.RouteList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, fmt.Errorf("list the routes of this host: %w", err)
+	}
+	add := func(ip net.IP) {
+		if a, ok := netip.AddrFromSlice(ip); ok {
+			list = append(list, a.Unmap())
+		}
+	}
+	for _, r := range routes {
+		add(r.Gw)
+		for _, hop := range r.MultiPath {
+			add(hop.Gw)
+		}
+	}
+	slices.SortFunc(list, netip.Addr.Compare)
+	return slices.Compact(list), nil
 }
 
 // put appends a request to add an address to the device, or to remove it.

@@ -28,6 +28,7 @@ type surroundings struct {
 	scheduler string
 	v4, v6    bool
 	local     []netip.Addr // addresses of the host's devices but kube-ipvs0, sorted
+	routers   []netip.Addr // next hops of the host's routes
 	keepDNS   bool         // Rules.NodeDNS is answered on this node
 }
 
@@ -105,7 +106,9 @@ func (s *surroundings) port(servers []need, p *plan.Port) []need {
 			continue
 		}
 		n := server(e.Addr, p.ClusterIP.Port(), dests)
-		n.bind = !s.isLocal(e.Addr)
+		// Bound, a router's address would be the host's: it would take what the
+		// router sends for forged (kubernetes #75290).
+		n.bind = !s.isLocal(e.Addr) && !slices.Contains(s.routers, e.Addr)
 		switch {
 		case e.LoadBalancer:
 			in(setLoadBalancer, &n)

@@ -117,11 +117,11 @@ func (d *Dataplane) addrChanged(a netip.Addr, index int, added bool) (intrusion 
 // followAddrs looks at the host's addresses again: node ports are served on
 // them, and an external IP is not bound if it is one.
 func (d *Dataplane) followAddrs() error {
-	before := slices.Clone(d.around.local)
+	local, routers := slices.Clone(d.around.local), d.around.routers
 	if err := d.lookAddrs(nil); err != nil {
 		return err
 	}
-	if slices.Equal(before, d.around.local) {
+	if slices.Equal(local, d.around.local) && slices.Equal(routers, d.around.routers) {
 		return nil
 	}
 	err := d.refresh(context.Background(), func(s *service) bool {

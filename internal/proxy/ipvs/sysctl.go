@@ -1,9 +1,7 @@
 package ipvs
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"runtime"
 	"strings"
@@ -34,9 +32,6 @@ func (d *Dataplane) setSysctls() error {
 			{"net/ipv4/conf/all/arp_announce", "2"},
 		}...)
 	}
-	if d.cfg.IPv6 {
-		list = append(list, struct{ key, value string }{"net/ipv6/conf/all/forwarding", "1"})
-	}
 	for _, s := range list {
 		path := "/proc/sys/" + s.key
 		have, err := os.ReadFile(path)
@@ -46,7 +41,7 @@ func (d *Dataplane) setSysctls() error {
 		if err == nil {
 			err = os.WriteFile(path, []byte(s.value), 0)
 		}
-		if err != nil && !(errors.Is(err, fs.ErrNotExist) && strings.Contains(s.key, "ipv6")) {
+		if err != nil {
 			return fmt.Errorf("set sysctl %s to %s: %w", strings.ReplaceAll(s.key, "/", "."), s.value, err)
 		}
 	}
