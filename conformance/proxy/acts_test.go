@@ -69,7 +69,7 @@ func removeTable(c *column) error {
 	}
 	table := map[string]string{
 		"kube-proxy iptables": "nat", "kube-proxy nftables": "kube-proxy",
-		"rutter nftables": "rutter", "rutter iptables": "nat", "rutter userspace": "rutter-userspace",
+		"rutter nftables": "rutter", "rutter iptables": "nat", "rutter ipvs": "nat", "kube-proxy ipvs": "nat", "rutter userspace": "rutter-userspace",
 	}[c.proxy+" "+c.mode]
 	return c.run("n1", "nft", "delete", "table", "ip", table)
 }
@@ -82,8 +82,8 @@ func cleanUp(c *column) error {
 	if c.proxy == "rutter" {
 		err := c.run("n1", c.env.rutter, "proxy", "--cleanup")
 		left := strings.TrimSpace(c.tables("n1"))
-		if c.mode == "iptables" { // where the built-in chains stay
-			left = excerpt(left, []string{"KUBE-", "RUTTER-"})
+		if c.mode == "iptables" || c.mode == "ipvs" { // where the built-in chains stay
+			left = excerpt(left, []string{"KUBE-", "RUTTER-", "kube-ipvs0:", "->"})
 		}
 		if err == nil && left != "" {
 			err = fmt.Errorf("rutter proxy --cleanup left:\n%s", left)

@@ -23,9 +23,9 @@ import (
 // longPatience is for answers on a busy machine, and for TCP over IPv6: Linux
 // notes an ICMPv6 error that comes while connect(2) still holds the socket, as
 // it does between namespaces, and acts on the next one, a second later.
-const (
-	patience     = 400 * time.Millisecond
-	longPatience = 1500 * time.Millisecond
+var (
+	patience     = 400 * time.Millisecond * slowness
+	longPatience = 1500 * time.Millisecond * slowness
 )
 
 // Outcomes of asking, besides answers. An answer is told as "a1(ca)": a1

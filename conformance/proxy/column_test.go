@@ -40,6 +40,10 @@ var kinds = []kind{
 // (scripts/qemu.sh): mode ipvs is looked at there, the others elsewhere.
 var inVM = os.Getenv("RUTTER_IPVS") != ""
 
+// slowness is how many times longer things may take: an emulated machine is
+// slow.
+var slowness = map[bool]time.Duration{false: 1, true: 4}[inVM]
+
 func (k kind) here() bool { return (k.mode == "ipvs") == inVM }
 
 // column is a kind of proxy at work: a world with its processes.

@@ -18,7 +18,7 @@ func (r *runner) row(c *column, row row) {
 	if want == notLookedAt {
 		return
 	}
-	deadline := time.Now().Add(3 * time.Second)
+	deadline := time.Now().Add(3 * time.Second * slowness)
 	var seen string
 	looks := 0
 	for {

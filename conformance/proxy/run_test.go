@@ -272,7 +272,7 @@ func (r *runner) look(scenarios []scenario, of func(scenario) (string, []path)) 
 	started, n := time.Now(), 0
 	var wg sync.WaitGroup
 	for _, c := range r.columns {
-		slots := make(chan struct{}, 24)
+		slots := make(chan struct{}, 24/slowness)
 		look := func(rows ...row) {
 			wg.Add(1)
 			n += len(rows)
