@@ -3,7 +3,6 @@ package iptables
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"strings"
 
@@ -20,6 +19,7 @@ type adoption struct {
 	frame    input     // chains that all services share, and the jumps to them
 	services []*change // what they lack
 	leftover change    // what is no service's any more
+	comments bool
 }
 
 func (a *adoption) empty() bool {
@@ -39,14 +39,9 @@ func (f *family) adopt(ctx context.Context, want []plan.Service) ([]dataplane.Re
 			f.settle(&change{name: name})
 		}
 	}
-	// In one go, if the kernel takes it.
 	var all input
 	all.Write(a.frame.Bytes())
-	for rest := a.services; len(rest) > 0; {
-		n := f.block(rest)
-		all.changes(rest[:n])
-		rest = rest[n:]
-	}
+	f.write(&all, a.services)
 	all.changes([]*change{&a.leftover})
 	if f.progs.Backend == xtables.Legacy {
 		all.join()
@@ -57,46 +52,16 @@ func (f *family) adopt(ctx context.Context, want []plan.Service) ([]dataplane.Re
 	}
 	f.adopted = true
 	var refusal *xtables.RestoreError
-	if err == nil {
+	switch {
+	case err == nil:
 		for _, c := range a.services {
 			f.settle(c)
 		}
 		return nil, nil
-	}
-	if !errors.As(err, &refusal) {
+	case !errors.As(err, &refusal):
 		return nil, err
 	}
-	// Perhaps one service is at fault.
-	f.log.Warn("the rules are not taken as a whole: each service for itself", "err", err)
-	if a.frame.Len() > 0 {
-		if err := f.restore(ctx, &a.frame); err != nil {
-			return nil, fmt.Errorf("make the chains that services share: %w", err)
-		}
-	}
-	refused, err := f.commit(ctx, a.services)
-	if err != nil {
-		return refused, err
-	}
-	var in input
-	if in.changes([]*change{&a.leftover}); in.Len() > 0 {
-		if err := f.restore(ctx, &in); err != nil {
-			return refused, fmt.Errorf("remove rules that are no service's: %w", err)
-		}
-	}
-	return refused, nil
-}
-
-// list lists the tables that we have a part in.
-func (f *family) list(ctx context.Context) (map[string]xtables.Table, error) {
-	listed := make(map[string]xtables.Table)
-	for _, table := range f.tables() {
-		text, err := f.progs.Save(ctx, table)
-		if err != nil {
-			return nil, fmt.Errorf("list table %s: %w", table, err)
-		}
-		listed[table] = xtables.Parse(string(text))
-	}
-	return listed, nil
+	return f.salvage(ctx, want, a.comments, err)
 }
 
 func (f *family) tables() []string {
@@ -110,7 +75,7 @@ func (f *family) tables() []string {
 // compare finds what to do to what is listed so that it holds the services. If
 // as is not nil it tells which style a service was written in; else all are
 // written in one.
-func (f *family) compare(listed map[string]xtables.Table, want []plan.Service, as func(catalog.ServiceName) bool) *adoption {
+func (f *family) compare(listed map[string]listing, want []plan.Service, as func(catalog.ServiceName) bool) *adoption {
 	a := &adoption{}
 	for _, table := range f.tables() {
 		f.frame(&a.frame, table, listed[table])
@@ -123,9 +88,14 @@ func (f *family) compare(listed map[string]xtables.Table, want []plan.Service, a
 		}
 		comments = n <= largeCluster
 	}
+	a.comments = comments
 	// What is listed and in no service's rules is left over.
-	nat := listed["nat"].Chains
-	used := make(map[string]bool, len(nat))
+	nat := listed["nat"]
+	var jumps map[string]uint32
+	if nat.counted != nil {
+		jumps = f.jumpsTo(want)
+	}
+	used := make(map[string]bool, len(nat.Chains))
 	var left [sharedCount]map[string]int
 	for i, c := range sharedChains {
 		left[i] = make(map[string]int)
@@ -140,8 +110,12 @@ func (f *family) compare(listed map[string]xtables.Table, want []plan.Service, a
 		}
 		r := f.style.service(s, comments)
 		c := &change{name: s.Name, held: newHeld(s, r, comments)}
+		var wrote *rules
+		if h := f.services[s.Name]; nat.counted != nil && h != nil {
+			wrote = f.style.service(&h.plan, h.comments)
+		}
 		for _, ch := range r.chains {
-			if rules, ok := nat[ch.name]; !ok || !slices.Equal(rules, ch.rules) {
+			if !nat.holds(&ch, wrote, jumps[ch.name]) {
 				c.chains = append(c.chains, ch)
 			}
 			used[ch.name] = true
@@ -174,7 +148,7 @@ func (f *family) compare(listed map[string]xtables.Table, want []plan.Service, a
 			}
 		}
 	}
-	for name := range nat {
+	for name := range nat.Chains {
 		if isServiceChain(name) && !used[name] {
 			a.leftover.stale = append(a.leftover.stale, name)
 		}
@@ -184,7 +158,7 @@ func (f *family) compare(listed map[string]xtables.Table, want []plan.Service, a
 }
 
 // frame writes what a table lacks besides services' rules.
-func (f *family) frame(in *input, table string, listed xtables.Table) {
+func (f *family) frame(in *input, table string, listed listing) {
 	var t input
 	for _, c := range sharedChains {
 		if _, ok := listed.Chains[c.chain]; c.table == table && !ok {
@@ -242,7 +216,7 @@ func (f *family) verify(ctx context.Context) (bool, error) {
 	for _, h := range f.services {
 		want = append(want, h.plan)
 	}
-	return f.compare(listed, want, func(n catalog.ServiceName) bool { return f.services[n].comments }).empty(), nil
+	return f.compare(listed, want, f.commented).empty(), nil
 }
 
 // join makes one transaction per table of several, for the back end that

@@ -56,6 +56,48 @@ func TestAdoptTwice(t *testing.T) {
 	})
 }
 
+// TestAdoptMany: where chains are too many to list their rules, what we wrote
+// is trusted while its chains are used as often as they must be; what another
+// process wrote is written again.
+func TestAdoptMany(t *testing.T) {
+	n := newNode(t, xtables.NFT, dataplane.Config{Rules: testRules})
+	for _, f := range n.plane.families {
+		f.listChains = 0
+	}
+	services := testServices()
+	n.adopt(services)
+	for _, f := range n.plane.families {
+		f.listChains = listChains
+	}
+	want := n.save()
+	for _, f := range n.plane.families {
+		f.listChains = 0
+	}
+	f := n.plane.families[0]
+	verify := func(when string, want bool) {
+		t.Helper()
+		if ok, err := f.verify(t.Context()); ok != want || err != nil {
+			t.Errorf("%s: verify: %t, %v", when, ok, err)
+		}
+	}
+	verify("at first", true)
+	n.run("iptables", "-t", "nat", "-D", clusterPrefix+hash("default/web:httptcp"), "2")
+	verify("a rule is missing", false)
+	n.adopt(services)
+	verify("after the repair", true)
+	for _, f := range n.plane.families {
+		f.services = make(map[catalog.ServiceName]*held)
+	}
+	n.adopt(services)
+	verify("after a start", true)
+	for _, f := range n.plane.families {
+		f.listChains = listChains
+	}
+	if got := n.save(); got != want {
+		t.Errorf("in the end:\n%s", diff(want, got))
+	}
+}
+
 // TestChanges: whatever the changes were, in the end the tables are as a fresh
 // start would make them.
 func TestChanges(t *testing.T) {

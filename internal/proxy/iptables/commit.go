@@ -3,6 +3,7 @@ package iptables
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/rutter-project/rutter/internal/catalog"
 	"github.com/rutter-project/rutter/internal/proxy/dataplane"
@@ -41,8 +42,16 @@ func (f *family) apply(ctx context.Context, want []plan.Service) ([]dataplane.Re
 		}
 		changes = append(changes, c)
 	}
-	return f.commit(ctx, changes)
+	err := f.commit(ctx, changes)
+	var refusal *xtables.RestoreError
+	if !errors.As(err, &refusal) {
+		return nil, err
+	}
+	return f.salvage(ctx, want, comments, err)
 }
+
+// commented tells whether the rules that a service has now have comments.
+func (f *family) commented(name catalog.ServiceName) bool { return f.services[name].comments }
 
 func newHeld(s *plan.Service, r *rules, comments bool) *held {
 	if len(r.chains) == 0 && r.sharedRules() == 0 {
@@ -77,37 +86,94 @@ func endpoints(s *plan.Service) (n int) {
 	return n
 }
 
-// commit carries out changes. If they are refused they are split, until those
-// at fault stand alone.
-func (f *family) commit(ctx context.Context, changes []*change) ([]dataplane.Refusal, error) {
-	if len(changes) == 0 {
-		return nil, nil
-	}
+// commit carries out changes.
+func (f *family) commit(ctx context.Context, changes []*change) error {
 	var in input
+	f.write(&in, changes)
+	if in.Len() > 0 {
+		if err := f.restore(ctx, &in); err != nil {
+			return err
+		}
+	}
+	for _, c := range changes {
+		f.settle(c)
+	}
+	return nil
+}
+
+// write writes changes in as many transactions as the back end needs.
+func (f *family) write(in *input, changes []*change) {
 	for rest := changes; len(rest) > 0; {
 		n := f.block(rest)
 		in.changes(rest[:n])
 		rest = rest[n:]
 	}
-	err := f.restore(ctx, &in)
+}
+
+// salvage brings in what can be of services that were refused together. Of such
+// an input a part may have been carried out, because each table is a
+// transaction of its own: what the tables hold is looked at again.
+func (f *family) salvage(ctx context.Context, want []plan.Service, comments bool, cause error) ([]dataplane.Refusal, error) {
+	f.log.Warn("the rules are not taken as a whole: each service for itself", "err", cause)
+	refused, err := f.split(ctx, want, comments)
+	if err != nil {
+		return refused, err
+	}
+	all := make([]plan.Service, 0, len(f.services))
+	for _, h := range f.services {
+		all = append(all, h.plan)
+	}
+	listed, err := f.list(ctx)
+	if err != nil {
+		return refused, err
+	}
+	a := f.compare(listed, all, f.commented)
+	if err := f.commitLeftover(ctx, a); err != nil {
+		return refused, fmt.Errorf("remove rules that are no service's: %w", err)
+	}
+	return refused, nil
+}
+
+func (f *family) commitLeftover(ctx context.Context, a *adoption) error {
+	var in input
+	if in.changes([]*change{&a.leftover}); in.Len() == 0 {
+		return nil
+	}
+	return f.restore(ctx, &in)
+}
+
+// split makes the tables hold these services besides what they hold. If they
+// are refused, it halves them until those at fault stand alone.
+func (f *family) split(ctx context.Context, want []plan.Service, comments bool) ([]dataplane.Refusal, error) {
+	listed, err := f.list(ctx)
+	if err != nil {
+		return nil, err
+	}
+	a := f.compare(listed, want, func(catalog.ServiceName) bool { return comments })
+	if a.frame.Len() > 0 {
+		if err := f.restore(ctx, &a.frame); err != nil {
+			return nil, fmt.Errorf("make the chains that services share: %w", err)
+		}
+	}
+	err = f.commit(ctx, a.services)
 	var refusal *xtables.RestoreError
 	switch {
 	case err == nil:
-		for _, c := range changes {
-			f.settle(c)
+		for i := range want {
+			f.settle(&change{name: want[i].Name, held: newHeld(&want[i], f.style.service(&want[i], comments), comments)})
 		}
 		return nil, nil
 	case !errors.As(err, &refusal):
 		return nil, err
-	case len(changes) == 1:
-		return []dataplane.Refusal{{Service: changes[0].name, Err: err}}, nil
+	case len(want) == 1:
+		return []dataplane.Refusal{{Service: want[0].Name, Err: err}}, nil
 	}
-	half := len(changes) / 2
-	first, err := f.commit(ctx, changes[:half])
+	half := len(want) / 2
+	first, err := f.split(ctx, want[:half], comments)
 	if err != nil {
 		return first, err
 	}
-	second, err := f.commit(ctx, changes[half:])
+	second, err := f.split(ctx, want[half:], comments)
 	return append(first, second...), err
 }
 

@@ -40,6 +40,8 @@ type family struct {
 	services  map[catalog.ServiceName]*held
 	endpoints int // endpoints that services' ports lead to, in all
 
+	listChains int // see there
+
 	nodeDNS nodeDNS
 	watch   *watch // nil unless somebody watches
 	adopted bool   // the tables hold services
@@ -73,7 +75,7 @@ func Open(cfg dataplane.Config) (*Dataplane, error) {
 }
 
 func openFamily(cfg *dataplane.Config, v6 bool) (*family, error) {
-	f := &family{services: make(map[catalog.ServiceName]*held)}
+	f := &family{services: make(map[catalog.ServiceName]*held), listChains: listChains}
 	f.log = cfg.Logger.With("family", familyName(v6))
 	progs, err := xtables.Find(context.Background(), f.log, v6)
 	if err != nil {

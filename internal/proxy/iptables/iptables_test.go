@@ -78,6 +78,8 @@ func newNode(t *testing.T, b xtables.Backend, cfg dataplane.Config) *node {
 		t.SkipNow()
 	}
 	usePath(t, b)
+	// Other tests, and this host, have the lock that there is one of.
+	t.Setenv("XTABLES_LOCKFILE", t.TempDir()+"/lock")
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.NewTextHandler(&n.log, nil))
 	}

@@ -86,7 +86,7 @@ func (f *family) keepDNS(d time.Duration) error {
 			return fmt.Errorf("list table raw: %w", err)
 		}
 		var in input
-		if f.frame(&in, "raw", xtables.Parse(string(text))); in.Len() > 0 {
+		if f.frame(&in, "raw", listing{Table: xtables.Parse(string(text))}); in.Len() > 0 {
 			if err := f.restore(context.Background(), &in); err != nil {
 				return fmt.Errorf("make chain %s: %w", nodeDNSChain, err)
 			}

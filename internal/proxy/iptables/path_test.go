@@ -22,7 +22,7 @@ func usePrograms(t *testing.T, b xtables.Backend, v6 bool) {
 
 // usePath makes a back end the one that is simply called iptables, for the
 // length of the test.
-func usePath(t *testing.T, b xtables.Backend) {
+func usePath(t testing.TB, b xtables.Backend) {
 	dir := t.TempDir()
 	for _, base := range []string{"iptables", "ip6tables"} {
 		for _, suffix := range []string{"", "-save", "-restore"} {
