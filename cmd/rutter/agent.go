@@ -19,7 +19,8 @@ their names, a name never before its address works.
 
 It needs root, or the capabilities CAP_NET_ADMIN and CAP_NET_BIND_SERVICE. On a
 host without a kubelet it registers the Node object too. On SIGTERM it ends and
-leaves the service addresses working; --cleanup removes them.`,
+leaves the service addresses working; --cleanup removes them. SIGUSR1 reads the
+Corefile again.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			log, err := logs.logger(cmd.ErrOrStderr())

@@ -143,12 +143,12 @@ func (f *dnsFlags) run(ctx context.Context, out io.Writer) error {
 	if !f.quiet {
 		fmt.Fprintln(out, strings.Join(append(srv.Addrs(), strings.TrimSuffix(banner, "\n")), "\n"))
 	}
-	return serveUntilTold(ctx, srv, signals, fatal, load, log)
+	return serveUntilTold(ctx, srv, signals, fatal, log)
 }
 
 // serveUntilTold handles signals as CoreDNS does. The first SIGINT or SIGTERM
 // ends ctx.
-func serveUntilTold(ctx context.Context, srv *server.Server, signals <-chan os.Signal, fatal <-chan error, load func() ([]corefile.ServerBlock, error), log *slog.Logger) error {
+func serveUntilTold(ctx context.Context, srv *server.Server, signals <-chan os.Signal, fatal <-chan error, log *slog.Logger) error {
 	interrupts := 0
 	for {
 		select {
@@ -164,11 +164,7 @@ func serveUntilTold(ctx context.Context, srv *server.Server, signals <-chan os.S
 			case unix.SIGQUIT:
 				return nil
 			case unix.SIGUSR1:
-				blocks, err := load()
-				if err == nil {
-					err = srv.Reload(blocks)
-				}
-				if err != nil {
+				if err := srv.ReloadFile(); err != nil {
 					log.Error("SIGUSR1: the old configuration keeps serving", "error", err)
 				} else {
 					log.Info("Reloading complete")

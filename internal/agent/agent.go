@@ -186,6 +186,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	a.serving.Store(true)
+	running.Go(func() { reloadWhenTold(ctx, dns, cfg.Log) })
 	if err := a.proxy.KeepNodeDNS(); err != nil {
 		return fmt.Errorf("keep DNS queries on this node: %w", err)
 	}

@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
+	"os/signal"
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sys/unix"
 
 	"github.com/rutter-project/rutter/internal/corefile"
 	"github.com/rutter-project/rutter/internal/dns/plugin"
@@ -73,6 +76,26 @@ func newDNS(cfg Config, store *kubernetes.Store, registry *prometheus.Registry, 
 		Version: version.Get().Version, Load: load, Fatal: fatal,
 		Elsewhere: "serve other addresses (--cluster-dns, --node-local-dns, or the bind plugin in --corefile)",
 	})
+}
+
+// reloadWhenTold reads the Corefile again on SIGUSR1, as `rutter dns` and
+// CoreDNS do, until ctx ends.
+func reloadWhenTold(ctx context.Context, dns *server.Server, log *slog.Logger) {
+	told := make(chan os.Signal, 1)
+	signal.Notify(told, unix.SIGUSR1)
+	defer signal.Stop(told)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-told:
+		}
+		if err := dns.ReloadFile(); err != nil {
+			log.Error("SIGUSR1: the old Corefile keeps serving", "error", err)
+		} else {
+			log.Info("SIGUSR1: the Corefile is loaded")
+		}
+	}
 }
 
 // awaitSync waits until the store is complete, but no longer than the server

@@ -163,6 +163,17 @@ func (s *Server) Reload(blocks []corefile.ServerBlock) error {
 	return s.install(context.Background(), gen)
 }
 
+// ReloadFile reads the Corefile again and serves by it, as Reload. It needs
+// Config.Load.
+func (s *Server) ReloadFile() error {
+	blocks, err := s.cfg.Load()
+	if err == nil {
+		err = s.Reload(blocks)
+	}
+	s.reloaded(err)
+	return err
+}
+
 // install makes gen the served configuration: hooks, new sockets, then the
 // swap. What goes wrong before the swap is undone.
 func (s *Server) install(ctx context.Context, gen *generation) error {
