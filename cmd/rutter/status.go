@@ -59,6 +59,10 @@ something is degraded.`,
 	return cmd
 }
 
+// shownPartial is how many services are shown that are programmed in part, and
+// how many parts of each.
+const shownPartial = 5
+
 func printStatus(out io.Writer, s agent.Status) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	state := "ready"
@@ -86,6 +90,15 @@ func printStatus(out io.Writer, s agent.Status) error {
 	fmt.Fprintf(w, "catalog\t%d services\t%d endpoints in %d slices, %d namespaces, %d nodes, %d pods of this node\n", c.Services, c.Endpoints, c.Slices, c.Namespaces, c.Nodes, c.Pods)
 	p := s.Proxy
 	fmt.Fprintf(w, "proxy\t%d services\t%d ports and %d endpoints in %s, last change confirmed %s\n", p.Services, p.Ports, p.Endpoints, p.Mode, ago(p.LastApply))
+	for i, part := range p.Partial {
+		if i == shownPartial {
+			fmt.Fprintf(w, "\t\tand %d more services that are programmed in part (-o json has all)\n", len(p.Partial)-i)
+			break
+		}
+		for _, skip := range part.Skipped[:min(len(part.Skipped), shownPartial)] {
+			fmt.Fprintf(w, "\t%s\twithout %s: %s\n", part.Service, skip.What, strings.ReplaceAll(string(skip.Reason), "-", " "))
+		}
+	}
 	dns := "not serving"
 	if len(s.DNS.Listening) > 0 {
 		dns = "on " + strings.Join(s.DNS.Listening, ", ")

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -73,11 +74,10 @@ func (c *claims) settle(s *plan.Service) (losers, heirs []catalog.ServiceName) {
 			continue
 		}
 		delete(c.owners, f)
-		for name := range c.waiting[f] {
-			heirs = append(heirs, name)
-		}
+		heirs = slices.AppendSeq(heirs, maps.Keys(c.waiting[f]))
 		delete(c.waiting, f)
 	}
+	slices.SortFunc(heirs, compareNames) // the first of them gets it
 	if len(have) == 0 {
 		delete(c.held, s.Name)
 	} else {
