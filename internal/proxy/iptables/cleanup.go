@@ -8,6 +8,9 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/rutter-project/rutter/internal/proxy/nfnetlink"
 	"github.com/rutter-project/rutter/internal/proxy/xtables"
 )
 
@@ -107,6 +110,23 @@ func (f *family) rivals() ([]string, error) {
 				}
 			}
 			p.Close()
+		}
+		c, err := nfnetlink.Dial()
+		if err != nil {
+			return nil // a kernel without nf_tables has none of its tables
+		}
+		defer c.Close()
+		family, name := byte(unix.NFPROTO_IPV4), "table ip kube-proxy"
+		if f.style.v6 {
+			family, name = unix.NFPROTO_IPV6, "table ip6 kube-proxy"
+		}
+		there := false
+		_ = c.Dump(family, unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETCHAIN, nil, func() { there = false }, func(attrs []byte) {
+			table, _, _ := chainUse(attrs)
+			there = there || table == "kube-proxy"
+		})
+		if there {
+			found = append(found, name)
 		}
 		return nil
 	})

@@ -152,14 +152,17 @@ func (d *Dataplane) Counters() (map[dataplane.Flow]dataplane.Count, error) { ret
 // Rivals names what another service proxy left in the kernel, or keeps there.
 // The chains of a kube-proxy in iptables mode are no rival's: they are taken
 // over.
-func (d *Dataplane) Rivals() ([]string, error) {
-	var found []string
-	_, err := d.each(func(f *family) ([]dataplane.Refusal, error) {
+func (d *Dataplane) Rivals() (found []string, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, f := range d.families {
 		names, err := f.rivals()
+		if err != nil {
+			return nil, fmt.Errorf("iptables (%s): %w", familyName(f.style.v6), err)
+		}
 		found = append(found, names...)
-		return nil, err
-	})
-	return found, err
+	}
+	return found, nil
 }
 
 // each calls a method for each family, at the same time: most of it is waiting

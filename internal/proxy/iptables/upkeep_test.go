@@ -245,6 +245,24 @@ func TestNodeDNS(t *testing.T) {
 	})
 }
 
+// TestRivals: what another proxy has in the kernel besides is named.
+func TestRivals(t *testing.T) {
+	n := newNode(t, xtables.Legacy, dataplane.Config{Rules: testRules})
+	usePrograms(t, xtables.NFT, false)
+	n.adopt(testServices())
+	if found, err := n.plane.Rivals(); err != nil || len(found) > 0 {
+		t.Fatalf("nobody else is here: %q, %v", found, err)
+	}
+	n.run("iptables-nft", "-t", "nat", "-N", servicesChain)
+	if out, err := exec.LookPath("nft"); err == nil {
+		n.run(out, "add table ip6 kube-proxy; add chain ip6 kube-proxy services")
+	}
+	found, err := n.plane.Rivals()
+	if s := strings.Join(found, ", "); err != nil || !strings.Contains(s, "(nft) table nat") || !strings.Contains(s, "ip6 kube-proxy") {
+		t.Errorf("found %q, %v", found, err)
+	}
+}
+
 // TestMissing: a host without iptables says what to install.
 func TestMissing(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
@@ -263,6 +281,14 @@ func TestMissing(t *testing.T) {
 func TestConcurrent(t *testing.T) {
 	n := newNode(t, xtables.NFT, dataplane.Config{Rules: testRules})
 	services := testServices()
+	m, err := n.plane.Monitor()
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() {
+		done <- m.Run(func(i dataplane.Intrusion) { t.Errorf("our own change was taken for that of %+v", i) })
+	}()
 	n.adopt(services)
 	var wg sync.WaitGroup
 	for i := range 4 {
@@ -281,4 +307,8 @@ func TestConcurrent(t *testing.T) {
 		})
 	}
 	wg.Wait()
+	m.Close()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
 }
