@@ -46,7 +46,7 @@ type Dataplane struct {
 	running    sync.WaitGroup
 
 	fds   atomic.Int64 // descriptors of connections, sessions and sockets
-	limit int64        // of those
+	limit atomic.Int64 // of those
 	told  atomic.Int64 // when it was last said that there are no more
 
 	mu       sync.Mutex
@@ -94,8 +94,8 @@ func Open(cfg dataplane.Config, direct bool) (*Dataplane, error) {
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		return nil, fmt.Errorf("userspace: read the limit of open files: %w", err)
 	}
-	d.limit = int64(min(limit.Cur, 4<<20)) - reserve
-	if d.limit < reserve {
+	d.limit.Store(int64(min(limit.Cur, 4<<20)) - reserve)
+	if d.limit.Load() < reserve {
 		return nil, fmt.Errorf("userspace: only %d files may be open at once (ulimit -n): each connection takes two: allow %d or more", limit.Cur, 4*reserve)
 	}
 	var err error
@@ -180,13 +180,13 @@ func (d *Dataplane) markOwn(fd int) {
 }
 
 // full tells that no more descriptors may be used.
-func (d *Dataplane) full() bool { return d.fds.Load() >= d.limit }
+func (d *Dataplane) full() bool { return d.fds.Load() >= d.limit.Load() }
 
 // warnFull says so, now and then.
 func (d *Dataplane) warnFull() {
 	now := time.Now().UnixNano()
 	if last := d.told.Load(); now-last > int64(time.Minute) && d.told.CompareAndSwap(last, now) {
-		d.log.Warn("new connections wait: as many files are open as may be (ulimit -n)", "limit", d.limit)
+		d.log.Warn("new connections wait: as many files are open as may be (ulimit -n)", "limit", d.limit.Load())
 	}
 }
 

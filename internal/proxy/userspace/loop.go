@@ -27,13 +27,14 @@ type loop struct {
 	pipes  []pipe // idle ones
 	udp    batch
 
-	now      time.Time // of this round
-	nextTick time.Time
-	waiting  map[*conn]struct{} // dialing or held: they have a deadline
-	ports    map[*udpPort]struct{}
-	paused   []*acceptor // no descriptor was left for what they accept
-	open     map[*conn]struct{}
-	load     atomic.Int32 // connections
+	now        time.Time // of this round
+	nextTick   time.Time
+	nextExpiry time.Time
+	waiting    map[*conn]struct{} // dialing or held: they have a deadline
+	ports      map[*udpPort]struct{}
+	paused     []*acceptor // no descriptor was left for what they accept
+	open       map[*conn]struct{}
+	load       atomic.Int32 // connections
 
 	mu      sync.Mutex
 	inbox   []func()
@@ -169,6 +170,10 @@ func (l *loop) tick() {
 	for _, a := range paused {
 		a.resume()
 	}
+	if l.now.Before(l.nextExpiry) {
+		return
+	}
+	l.nextExpiry = l.now.Add(slowTick)
 	for p := range l.ports {
 		p.expire()
 	}

@@ -1,11 +1,13 @@
 package userspace
 
 import (
+	"encoding/binary"
 	"math/rand/v2"
 	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -14,7 +16,8 @@ import (
 // port has the endpoint, whatever list it is in.
 type target struct {
 	addr netip.AddrPort
-	sa   unix.Sockaddr
+	sa   unix.RawSockaddrInet6 // the same, for the kernel; only read
+	size uintptr
 	// down is until when the endpoint is taken last, in Unix nanoseconds: it did
 	// not take a connection.
 	down  atomic.Int64
@@ -28,7 +31,27 @@ type counter struct{ connections, packets, bytes atomic.Uint64 }
 // while there are others.
 const downFor = time.Second
 
-func newTarget(a netip.AddrPort) *target { return &target{addr: a, sa: sockaddr(a)} }
+func newTarget(a netip.AddrPort) *target {
+	t := &target{addr: a}
+	port := binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, a.Port()))
+	if a.Addr().Is4() {
+		*(*unix.RawSockaddrInet4)(unsafe.Pointer(&t.sa)) = unix.RawSockaddrInet4{Family: unix.AF_INET, Port: port, Addr: a.Addr().As4()}
+		t.size = unix.SizeofSockaddrInet4
+		return t
+	}
+	t.sa = unix.RawSockaddrInet6{Family: unix.AF_INET6, Port: port, Addr: a.Addr().As16()}
+	t.size = unix.SizeofSockaddrInet6
+	return t
+}
+
+// connect begins to connect a socket to the endpoint.
+func (t *target) connect(fd int) error {
+	_, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&t.sa)), t.size)
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
 
 func (t *target) failed(now time.Time) { t.down.Store(now.Add(downFor).UnixNano()) }
 

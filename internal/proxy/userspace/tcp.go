@@ -175,7 +175,7 @@ func (c *conn) dial() {
 		_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 		keepAlive(fd)
 		c.l.d.markOwn(fd)
-		if err = unix.Connect(fd, t.sa); err != nil && err != unix.EINPROGRESS {
+		if err = t.connect(fd); err != nil && err != unix.EINPROGRESS {
 			unix.Close(fd)
 			t.failed(now)
 			continue

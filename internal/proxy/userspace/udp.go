@@ -201,7 +201,7 @@ func (p *udpPort) begin(client netip.AddrPort, name *unix.RawSockaddrInet6, size
 		return nil
 	}
 	p.l.d.markOwn(fd)
-	if unix.Connect(fd, t.sa) != nil {
+	if t.connect(fd) != nil {
 		unix.Close(fd)
 		t.failed(p.l.now)
 		return nil
