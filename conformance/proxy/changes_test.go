@@ -108,14 +108,14 @@ var changes = []scenario{
 		},
 		steps: []step{
 			{what: "deleted", remove: true, paths: []path{
-				again("pod", all, "a1(ca)", rutter("udp", "silence", staleUDP), rutter("sctp", "silence", staleUDP), rutter("iptables udp", "r(ca)", staleUDP), rutter("iptables sctp", "unreachable", staleUDP)),
+				again("pod", all, "a1(ca)", rutter("udp", "silence", staleUDP), rutter("sctp", "silence", staleUDP), rutter("ipvs udp", "refused", ipvsDrain), rutter("ipvs sctp", "refused", ipvsDrain), rutter("iptables udp", "r(ca)", staleUDP), rutter("iptables sctp", "unreachable", staleUDP)),
 				again("nodeport", both, "a1(n1.gw)", rutter("udp", "refused", staleUDP)),
-				again("vip", both, "a1(n1.gw)", rutter("udp", "r(out)", staleUDP)),
-				again("external", both, "a1(n1.gw)", rutter("udp", "r(ca)", staleUDP)),
-				ask("ca", both, "cluster", "silence", but("iptables", "r(ca)")),
+				again("vip", both, "a1(n1.gw)", rutter("udp", "r(out)", staleUDP), rutter("ipvs udp", "refused", ipvsDrain)),
+				again("external", both, "a1(n1.gw)", rutter("udp", "r(ca)", staleUDP), rutter("ipvs udp", "refused", ipvsDrain)),
+				ask("ca", both, "cluster", "silence", but("iptables", "r(ca)"), but("ipvs", "r(ca)"), rutter("ipvs", "refused", ipvsDrain)),
 				ask("out", both, "nodeport@n1", "refused"),
-				ask("out", both, "vip", "r(out)"),
-				ask("ca", both, "external", "r(ca)"),
+				ask("out", both, "vip", "r(out)", rutter("ipvs", "refused", ipvsDrain)),
+				ask("ca", both, "external", "r(ca)", rutter("ipvs", "refused", ipvsDrain)),
 			}},
 			{what: "back with b1", endpoints: "b1", paths: []path{
 				ask("ca", both, "cluster", "b1(ca)"),
@@ -159,9 +159,9 @@ var changes = []scenario{
 		steps: []step{{what: "ClusterIP only", service: "cluster-ip-only", paths: []path{
 			again("pod", both, "a1(ca)"),
 			again("nodeport", both, "a1(n1.gw)", rutter("udp", "refused", staleUDP)),
-			again("external", both, "a1(n1.gw)", rutter("udp", "r(out)", staleUDP)),
+			again("external", both, "a1(n1.gw)", rutter("udp", "r(out)", staleUDP), rutter("ipvs udp", "refused", ipvsDrain)),
 			ask("out", both, "nodeport@n1", "refused"),
-			ask("out", both, "external", "r(out)"),
+			ask("out", both, "external", "r(out)", rutter("ipvs", "refused", ipvsDrain)),
 			ask("ca", both, "cluster", "a1(ca)"),
 		}}}},
 	{name: "fronts-added", service: "", endpoints: "a1",
@@ -180,7 +180,7 @@ var changes = []scenario{
 		paths: []path{ask("ca", both, "cluster", "a1(ca)")},
 		steps: []step{
 			{what: "given to another proxy", service: "proxy-name", paths: []path{
-				ask("ca", both, "cluster", "silence", but("iptables", "r(ca)"))}},
+				ask("ca", both, "cluster", "silence", but("iptables", "r(ca)"), but("ipvs", "r(ca)"))}},
 			{what: "taken back", service: "given-back", paths: []path{ask("ca", both, "cluster", "a1(ca)")}},
 		}},
 	{name: "policies-changed", service: "lb", endpoints: "a1 b1",
@@ -225,9 +225,9 @@ var changes = []scenario{
 		paths: []path{ask("out", both, "vip", "a1(n1.gw)"), open("vip", "out", both, "vip", "a1(n1.gw)")},
 		steps: []step{
 			{what: "ipMode Proxy", service: "lb ipmode-proxy", paths: []path{
-				ask("out", both, "vip", "r(out)"),
-				ask("ca", both, "vip", "r(ca)"),
-				again("vip", both, "a1(n1.gw)", rutter("udp", "r(out)", staleUDP)),
+				ask("out", both, "vip", "r(out)", rutter("ipvs", "refused", ipvsDrain)),
+				ask("ca", both, "vip", "r(ca)", rutter("ipvs", "refused", ipvsDrain)),
+				again("vip", both, "a1(n1.gw)", rutter("udp", "r(out)", staleUDP), rutter("ipvs udp", "refused", ipvsDrain)),
 			}},
 			{what: "ipMode VIP", service: "lb", paths: []path{ask("out", both, "vip", "a1(n1.gw)")}},
 		}},
@@ -246,7 +246,7 @@ var changes = []scenario{
 			{what: "b1 too", endpoints: "a1 b1", paths: []path{
 				ask("ca", both, "cluster", "a1(ca)"),
 				ask("out", both, "vip", "a1(n1.gw)"),
-				ask("out", both, "nodeport@n1", "a1(n1.gw)"), // one client, whatever the front end
+				ask("out", both, "nodeport@n1", "a1(n1.gw)", but("ipvs", notLookedAt)), // one client, whatever the front end
 			}},
 			{what: "a1 terminating", endpoints: "a1:terminating b1", paths: []path{
 				ask("ca", both, "cluster", "b1(ca)"),
@@ -288,7 +288,7 @@ var changes = []scenario{
 	{name: "affinity-expires", service: "lb affinity=1", endpoints: "a1",
 		paths: []path{{how: "clients", from: "out", protos: both, to: "vip", want: "a1(n1.gw)"}},
 		steps: []step{{what: "b1 too, and silence for longer than the timeout", endpoints: "a1 b1", paths: []path{
-			{how: "clients after a pause", from: "out", protos: both, to: "vip", want: "a1(n1.gw) b1(n1)"},
+			{how: "clients after a pause", from: "out", protos: both, to: "vip", want: "a1(n1.gw) b1(n1)", but: []exception{but("ipvs", "a1(n1.gw)")}},
 		}}}},
 
 	// From here on one at a time: these disturb the others.
@@ -359,12 +359,12 @@ var changes = []scenario{
 				ask("ca", both, "cluster", "b1(ca)"),
 			}},
 			{what: "started after the deletion", act: startProxy, paths: []path{
-				ask("ca", both, "vip", "r(ca)"),
+				ask("ca", both, "vip", "r(ca)", rutter("ipvs", "refused", ipvsDrain)),
 			}},
 			{what: "and everything gone through again", also: fullSync, paths: []path{
-				ask("ca", both, "cluster", "silence", but("iptables", "r(ca)")),
-				ask("out", both, "vip", "r(out)"),
-				again("pod", "udp", "b1(ca)", rutter("", "silence", staleUDP), rutter("iptables", "r(ca)", staleUDP)),
+				ask("ca", both, "cluster", "silence", but("iptables", "r(ca)"), but("ipvs", "r(ca)"), rutter("ipvs", "refused", ipvsDrain)),
+				ask("out", both, "vip", "r(out)", rutter("ipvs", "refused", ipvsDrain)),
+				again("pod", "udp", "b1(ca)", rutter("", "silence", staleUDP), rutter("iptables", "r(ca)", staleUDP), rutter("ipvs", "refused", ipvsDrain)),
 			}},
 		}},
 	{name: "node-leaving", service: "lb etp-local", endpoints: "a1", alone: true,
@@ -378,7 +378,7 @@ var changes = []scenario{
 			page("n1", "tcp4", "10249/statusz@lo", "200"),
 			page("n1", "tcp4", "10249/flagz@lo", "200"),
 			page("n1", "tcp4", "10249/debug/pprof/@lo", "404"),
-			page("n1", "tcp4", "10249/proxyMode@lo", "200 nftables", but("iptables", "200 iptables"), but("userspace", "200 userspace")),
+			page("n1", "tcp4", "10249/proxyMode@lo", "200 nftables", but("iptables", "200 iptables"), but("ipvs", "200 ipvs"), but("userspace", "200 userspace")),
 			page("out", "tcp", "10249/healthz@n1", "refused"),
 			page("out", "tcp4", "10256/@n1", "404"),
 		},

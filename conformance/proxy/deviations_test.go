@@ -10,9 +10,12 @@ import (
 
 // Rows of docs/compatibility.md, by their first cell.
 const (
-	staleUDP  = "UDP and SCTP flows to what is gone"
-	repair    = "tables that another program changes or removes"
-	longNames = "service and port names of up to 63 characters"
+	staleUDP = "UDP and SCTP flows to what is gone"
+	repair   = "tables that another program changes or removes"
+	// Of mode ipvs.
+	ipvsDrain  = "mode `ipvs`: connections of a deleted service, or front end"
+	ipvsRouter = "mode `ipvs`: an external IP that is a router of the node"
+	longNames  = "service and port names of up to 63 characters"
 
 	relaySource = "mode `userspace`: the address that endpoints see"
 	processGone = "mode `userspace`: when the process ends"

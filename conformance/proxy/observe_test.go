@@ -35,6 +35,9 @@ func (r *runner) row(c *column, row row) {
 	res := result{row: row, kind: c.kind, seen: seen, looks: looks}
 	if seen != want {
 		res.detail = r.describe(c, row)
+		if inVM { // where it is long until the report
+			r.t.Logf("%s: seen %q, want %q", row, seen, want)
+		}
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()

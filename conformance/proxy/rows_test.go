@@ -72,22 +72,22 @@ var static = []scenario{
 		ask("n1", both, "vip", "a1(n1.gw) b1(n1)"),
 		ask("out", all, "vip", "a1(n1.gw) b1(n1)"),
 		// Node ports on addresses that are not the node's primary ones.
-		ask("out", both, "nodeport@n1.out", "refused", but("iptables", "a1(n1.gw) b1(n1)")),
+		ask("out", both, "nodeport@n1.out", "refused", but("iptables", "a1(n1.gw) b1(n1)"), but("ipvs", "a1(n1.gw) b1(n1)")),
 		ask("n1", both, "nodeport@lo", "refused", but("iptables 4", "a1(n1.gw) b1(n1)")),
 		// Ports that the service does not have.
 		ask("ca", both, "cluster:81", "refused", but("iptables", "r(ca)")),
-		ask("n1", both, "cluster:81", "refused", but("udp", "forbidden"), but("iptables", "r(n1)")),
+		ask("n1", both, "cluster:81", "refused", but("udp", "forbidden"), but("iptables", "r(n1)"), but("ipvs", "refused")),
 		ask("out", both, "cluster:81", "refused", but("iptables", "r(out)")),
-		ask("ca", both, "external:81", "r(ca)"),
-		ask("out", both, "vip:81", "r(out)"),
-		ask("ca", both, "unallocated", "silence", but("iptables", "r(ca)")),
-		ask("n1", both, "unallocated", "silence", but("udp", "forbidden"), but("iptables", "r(n1)")),
-		ask("out", both, "unallocated", "silence", but("iptables", "r(out)")),
+		ask("ca", both, "external:81", "r(ca)", but("ipvs", "refused")),
+		ask("out", both, "vip:81", "r(out)", but("ipvs", "refused")),
+		ask("ca", both, "unallocated", "silence", but("iptables", "r(ca)"), but("ipvs", "r(ca)")),
+		ask("n1", both, "unallocated", "silence", but("udp", "forbidden"), but("iptables", "r(n1)"), but("ipvs", "r(n1)")),
+		ask("out", both, "unallocated", "silence", but("iptables", "r(out)"), but("ipvs", "r(out)")),
 		// Ping.
 		ask("ca", "icmp", "cluster", "refused", but("iptables", "reply")),
-		ask("n1", "icmp", "cluster", "forbidden", but("iptables", "reply")),
-		ask("out", "icmp", "vip", "reply"),
-		ask("ca", "icmp", "unallocated", "silence", but("iptables", "reply")),
+		ask("n1", "icmp", "cluster", "forbidden", but("iptables", "reply"), but("ipvs", "refused")),
+		ask("out", "icmp", "vip", "reply", but("ipvs", "refused")),
+		ask("ca", "icmp", "unallocated", "silence", but("iptables", "reply"), but("ipvs", "reply")),
 		ask("out", "icmp", "nodeport@n1", "reply"),
 	}},
 	{name: "clusterip", service: "", endpoints: "b1", paths: []path{
@@ -101,7 +101,7 @@ var static = []scenario{
 		ask("n1", all, "cluster", "refused", but("udp", "forbidden"), but("sctp", "forbidden")),
 		ask("out", both, "cluster", "refused"),
 		ask("ca", both, "nodeport@n1", "refused"),
-		ask("n1", both, "nodeport@n1", "refused"),
+		ask("n1", both, "nodeport@n1", "refused", but("ipvs udp", "forbidden")),
 		ask("out", all, "nodeport@n1", "refused"),
 		ask("ca", both, "external", "refused"),
 		ask("out", all, "external", "refused"),
@@ -143,12 +143,12 @@ var static = []scenario{
 		ask("out", all, "nodeport@n1", "a1(out)"),
 		ask("out", both, "external", "a1(out)"),
 		ask("out.n2", both, "nodeport@n2", "b1(out.n2)"),
-		ask("ca", both, "vip", "a1(ca) b1(ca)"),
-		ask("ca", both, "nodeport@n1", "a1(ca) b1(ca)"),
-		ask("ca", both, "external", "a1(ca) b1(ca)"),
-		ask("a1", both, "vip", "a1(n1.gw) b1(a1)"),
-		ask("n1", both, "vip", "a1(n1.gw) b1(n1)"),
-		ask("n1", both, "nodeport@n1", "a1(n1.gw) b1(n1)"),
+		ask("ca", both, "vip", "a1(ca) b1(ca)", but("ipvs", "a1(ca)")),
+		ask("ca", both, "nodeport@n1", "a1(ca) b1(ca)", but("ipvs", "a1(ca)")),
+		ask("ca", both, "external", "a1(ca) b1(ca)", but("ipvs", "a1(ca)")),
+		ask("a1", both, "vip", "a1(n1.gw) b1(a1)", but("ipvs", "a1(n1.gw)")),
+		ask("n1", both, "vip", "a1(n1.gw) b1(n1)", but("ipvs", "a1(n1.gw)")),
+		ask("n1", both, "nodeport@n1", "a1(n1.gw) b1(n1)", but("ipvs", "a1(n1.gw)")),
 		ask("ca", both, "cluster", "a1(ca) b1(ca)"),
 		ask("out", both, "cluster", "a1(n1.gw) b1(n1)"),
 		ask("n2", both, "nodeport@n1", "a1(n2)"),
@@ -181,14 +181,14 @@ var static = []scenario{
 	{name: "etp-local-draining", service: "lb etp-local", endpoints: "a1:terminating b1", paths: []path{
 		ask("out", both, "vip", "a1(out)"),
 		ask("out", both, "nodeport@n1", "a1(out)"),
-		ask("ca", both, "vip", "b1(ca)"),
+		ask("ca", both, "vip", "b1(ca)", but("ipvs", "a1(ca)")),
 		ask("ca", both, "cluster", "b1(ca)"),
 		health("out", "health@n1", "503, weight 0"),
 	}},
 	{name: "both-local", service: "lb itp-local etp-local", endpoints: "a1 b1", paths: []path{
 		ask("out", both, "vip", "a1(out)"),
 		ask("ca", both, "cluster", "a1(ca)"),
-		ask("ca", both, "vip", "a1(ca) b1(ca)"),
+		ask("ca", both, "vip", "a1(ca) b1(ca)", but("ipvs", "a1(ca)")),
 		ask("a1", both, "cluster", "a1(n1.gw)"),
 	}},
 	{name: "both-local-away", service: "nodeport itp-local etp-local", endpoints: "b1", paths: []path{
@@ -244,7 +244,7 @@ var static = []scenario{
 	}},
 	{name: "host-network-local", service: "lb etp-local", endpoints: "n1 n2", paths: []path{
 		ask("out", both, "vip", "n1(out)"),
-		ask("n1", both, "vip", "n1(n1) n2(n1)"),
+		ask("n1", both, "vip", "n1(n1) n2(n1)", but("ipvs", "n1(n1)")),
 	}},
 	{name: "outside-endpoint", service: "nodeport", endpoints: "r:port=80:at=", paths: []path{
 		ask("ca", both, "cluster", "r(ca)"),
@@ -253,7 +253,7 @@ var static = []scenario{
 
 	{name: "tcp-service", service: "lb external tcp-only", endpoints: "a1", paths: []path{
 		ask("ca", "tcp", "cluster", "a1(ca)"),
-		ask("ca", "udp", "cluster", "refused", but("iptables", "r(ca)")),
+		ask("ca", "udp", "cluster", "refused", but("iptables", "r(ca)"), but("ipvs", "r(ca)")),
 		ask("out", "tcp", "vip", "a1(n1.gw)"),
 	}},
 	// The same addresses for the other protocol.
@@ -270,7 +270,7 @@ var static = []scenario{
 		ask("out", "icmp", "address@n1.out", "reply"),
 	}},
 	{name: "external-is-elsewhere", service: "external-at=r", endpoints: "a1", paths: []path{
-		ask("ca", both, "address@r", "a1(n1.gw)"),
+		ask("ca", both, "address@r", "a1(n1.gw)", rutter("ipvs", "r(ca)", ipvsRouter)),
 		ask("n1", both, "address@r", "a1(n1.gw)"),
 		ask("ca", both, "address@r:81", "r(ca)"),
 	}},
@@ -312,7 +312,7 @@ var static = []scenario{
 	{name: "hints-itp-local", service: "itp-local", endpoints: "a1:zone=z2 a2:zone=z1", paths: []path{ask("ca", both, "cluster", "a1(ca) a2(ca)")}},
 	{name: "hints-etp-local", service: "lb etp-local", endpoints: "a1:zone=z2 b1:zone=z1", paths: []path{
 		ask("out", both, "vip", "a1(out)"),
-		ask("ca", both, "vip", "b1(ca)"),
+		ask("ca", both, "vip", "b1(ca)", but("ipvs", "a1(ca)")),
 	}},
 
 	// Load balancers.
@@ -365,7 +365,7 @@ var static = []scenario{
 	}},
 	{name: "external-etp-local", service: "external etp-local", endpoints: "a1 b1", paths: []path{
 		ask("out", both, "external", "a1(out)"),
-		ask("ca", both, "external", "a1(ca) b1(ca)"),
+		ask("ca", both, "external", "a1(ca) b1(ca)", but("ipvs", "a1(ca)")),
 	}},
 	{name: "ipmode-proxy", service: "lb ipmode-proxy", endpoints: "a1", paths: []path{
 		ask("ca", both, "vip", "r(ca)"),
@@ -374,7 +374,7 @@ var static = []scenario{
 		ask("ca", both, "cluster", "a1(ca)"),
 	}},
 	{name: "other-proxy", service: "nodeport external proxy-name", endpoints: "a1", paths: []path{
-		ask("ca", both, "cluster", "silence", but("iptables", "r(ca)")),
+		ask("ca", both, "cluster", "silence", but("iptables", "r(ca)"), but("ipvs", "r(ca)")),
 		ask("ca", both, "external", "r(ca)"),
 		ask("out", both, "nodeport@n1", "refused"),
 	}},
@@ -386,7 +386,7 @@ var static = []scenario{
 	}},
 	{name: "spread-local", service: "lb etp-local", endpoints: "a1 a2 b1", paths: []path{
 		spread("out", both, "vip", "even: a1(out) a2(out)"),
-		spread("ca", "tcp", "vip", "even: a1(ca) a2(ca) b1(ca)"),
+		spread("ca", "tcp", "vip", "even: a1(ca) a2(ca) b1(ca)", but("ipvs", "even: a1(ca) a2(ca)")),
 	}},
 	{name: "affinity", service: "lb external affinity=10800 port2", endpoints: "a1 a2 b1 b2", paths: []path{
 		stick("ca", both, "cluster", "one"),
