@@ -173,7 +173,10 @@ func (c *column) programs() (env []string) {
 			}
 		}
 	}
-	return []string{"PATH=" + dir + string(filepath.ListSeparator) + os.Getenv("PATH")}
+	return []string{
+		"PATH=" + dir + string(filepath.ListSeparator) + os.Getenv("PATH"),
+		"XTABLES_LOCKFILE=" + filepath.Join(c.dir, "lock"), // there is one for all namespaces of a host
+	}
 }
 
 func (c *column) close() {
