@@ -75,8 +75,14 @@ var tickets = sync.Pool{New: func() any { return &ticket{raw: make([]byte, 0, 51
 // relay hands the i-th message of the batch to the lane of a handler that said
 // Pass, or returns false.
 func (u *udpSocket) relay(r *routes, to *target, by *step, q *wire.Query, a *wire.Answer, b *batch, i int) bool {
-	s := u.listener.server
-	if !s.chain.admit(q.Remote.Addr()) {
+	// Counted in before the configuration is replaced, it is waited for.
+	r.gen.enter()
+	if u.listener.routes.Load() != r {
+		r.gen.leave()
+		return false
+	}
+	if !u.listener.server.chain.admit(q.Remote.Addr()) {
+		r.gen.leave()
 		return true // dropped
 	}
 	t := tickets.Get().(*ticket)
@@ -92,7 +98,6 @@ func (u *udpSocket) relay(r *routes, to *target, by *step, q *wire.Query, a *wir
 		t.oobLen = copy(t.oob[:], b.oob[i][:m.hdr.Controllen])
 		anyInterface(t.oob[:t.oobLen])
 	}
-	r.gen.enter()
 	if u.lanes.to(r, by.relay, u).Pass(q, a, t) {
 		return true
 	}

@@ -237,28 +237,31 @@ func TestManyAtOnce(t *testing.T) {
 		_ = w.WriteMsg(plugintest.Reply(r, dns.RcodeSuccess, r.Question[0].Name+" 60 IN A 192.0.2.1"))
 	})
 	for _, proto := range []string{"", " tcp"} {
-		s := plugintest.Start(t, ". {\nforward . "+addr+" {\nread_timeout 400ms\nmax_connect_attempts 1\n}\n}\n", order...)
-		var wg sync.WaitGroup
-		for i := range 120 { // few enough for the upstream's receive buffer
-			wg.Go(func() {
-				name, reply := fmt.Sprintf("n%d.", i), fmt.Sprintf("NOERROR ra\nn%d. 60 IN A 192.0.2.1\n", i)
-				if i%20 == 0 {
-					name, reply = fmt.Sprintf("silent%d.", i), "SERVFAIL\n"
-				}
-				m, err := s.Ask(name + " A" + proto)
-				if got := plugintest.Text(m); err != nil || got != reply {
-					t.Errorf("%s: got %q, want %q (%v)", name, got, reply, err)
-				}
-			})
-		}
-		wg.Wait()
-		p := s.Block.Handler(name).(*handler).upstreams[0].udp
-		p.mu.Lock()
-		n := len(p.conns)
-		p.mu.Unlock()
-		if n > datagrams.conns {
-			t.Errorf("%d sockets are open, want at most %d", n, datagrams.conns)
-		}
+		t.Run("proto"+proto, func(t *testing.T) {
+			t.Parallel()
+			s := plugintest.Start(t, ". {\nforward . "+addr+" {\nread_timeout 3s\nmax_connect_attempts 1\n}\n}\n", order...)
+			var wg sync.WaitGroup
+			for i := range 120 { // few enough for the upstream's receive buffer
+				wg.Go(func() {
+					name, reply := fmt.Sprintf("n%d.", i), fmt.Sprintf("NOERROR ra\nn%d. 60 IN A 192.0.2.1\n", i)
+					if i%20 == 0 {
+						name, reply = fmt.Sprintf("silent%d.", i), "SERVFAIL\n"
+					}
+					m, err := s.Ask(name + " A" + proto)
+					if got := plugintest.Text(m); err != nil || got != reply {
+						t.Errorf("%s: got %q, want %q (%v)", name, got, reply, err)
+					}
+				})
+			}
+			wg.Wait()
+			p := s.Block.Handler(name).(*handler).upstreams[0].udp
+			p.mu.Lock()
+			n := len(p.conns)
+			p.mu.Unlock()
+			if n > datagrams.conns {
+				t.Errorf("%d sockets are open, want at most %d", n, datagrams.conns)
+			}
+		})
 	}
 }
 

@@ -69,7 +69,7 @@ func (u *upstream) probe(ctx context.Context, c check) bool {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, checkTimeout)
 		defer cancel()
-		_, err = u.roundTrip(ctx, query, c.tcp)
+		_, err = u.roundTrip(ctx, query, c.tcp, nil)
 	}
 	if err == nil {
 		u.health.fails.Store(0)

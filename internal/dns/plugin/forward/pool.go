@@ -12,12 +12,12 @@ import (
 
 // pool is the connections of one transport to one upstream.
 type pool struct {
+	label   string // of the metrics: udp, tcp, tcp-tls
 	dial    func(ctx context.Context) (net.Conn, error)
 	stream  bool
 	expire  time.Duration // idle connections are closed after it
 	maxAge  time.Duration // 0: any age
 	maxIdle int           // 0: any number
-	onDial  func(reused bool)
 
 	mu      sync.Mutex
 	conns   []*conn
@@ -48,8 +48,8 @@ const queriesOfSocket = 20_000
 var errBusy = errors.New("too many queries wait for this upstream")
 
 // get returns a connection with room for a query, which it has been added to
-// with ch.
-func (p *pool) get(ctx context.Context, ch chan<- result) (k *conn, id uint16, err error) {
+// with ch, and whether it was open before.
+func (p *pool) get(ctx context.Context, ch chan<- result) (k *conn, id uint16, reused bool, err error) {
 	b := &datagrams
 	if p.stream {
 		b = &streams
@@ -58,34 +58,34 @@ func (p *pool) get(ctx context.Context, ch chan<- result) (k *conn, id uint16, e
 		p.mu.Lock()
 		if p.closed {
 			p.mu.Unlock()
-			return nil, 0, net.ErrClosed
+			return nil, 0, false, net.ErrClosed
 		}
 		mayDial := p.dialing < b.dials && len(p.conns)+p.dialing < b.conns
 		if k, load := p.leastLoaded(); k != nil && (load < b.load || !mayDial) {
 			if id, ok := k.add(b.queries, ch); ok {
 				p.mu.Unlock()
-				p.onDial(true)
-				return k, id, nil
+				return k, id, true, nil
 			}
 		}
 		if mayDial {
 			p.dialing++
 			p.mu.Unlock()
-			return p.open(ctx, b, ch)
+			k, id, err = p.open(ctx, b, ch)
+			return k, id, false, err
 		}
 		if p.dialing == 0 {
 			p.mu.Unlock()
-			return nil, 0, errBusy
+			return nil, 0, false, errBusy
 		}
 		opened := make(chan error, 1)
 		p.waiting = append(p.waiting, opened)
 		p.mu.Unlock()
 		select {
 		case <-ctx.Done():
-			return nil, 0, ctx.Err()
+			return nil, 0, false, ctx.Err()
 		case err := <-opened:
 			if err != nil {
-				return nil, 0, err
+				return nil, 0, false, err
 			}
 		}
 	}
@@ -115,7 +115,6 @@ func (p *pool) open(ctx context.Context, b *bounds, ch chan<- result) (*conn, ui
 	k := newConn(c, p.stream, time.Now())
 	id, _ := k.add(b.queries, ch)
 	p.conns = append(p.conns, k)
-	p.onDial(false)
 	return k, id, nil
 }
 

@@ -40,14 +40,14 @@ func TestTidy(t *testing.T) {
 	newPool := func() *pool {
 		return &pool{
 			dial:   func(ctx context.Context) (net.Conn, error) { return (&net.Dialer{}).DialContext(ctx, "tcp", addr) },
-			stream: true, expire: time.Minute, onDial: func(bool) {},
+			stream: true, expire: time.Minute,
 		}
 	}
 	open := func(p *pool, n int) {
 		t.Helper()
 		var done []func()
 		for range n {
-			k, id, err := p.get(t.Context(), make(chan result, 1))
+			k, id, _, err := p.get(t.Context(), make(chan result, 1))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -92,7 +92,7 @@ func TestTidy(t *testing.T) {
 	count(p, 0)
 
 	p.close()
-	if _, _, err := p.get(t.Context(), make(chan result, 1)); err == nil {
+	if _, _, _, err := p.get(t.Context(), make(chan result, 1)); err == nil {
 		t.Error("a closed pool gives connections")
 	}
 }
@@ -103,7 +103,7 @@ func TestDialsAreShared(t *testing.T) {
 	var mu sync.Mutex
 	dials := 0
 	release := make(chan struct{})
-	p := &pool{stream: true, expire: time.Minute, onDial: func(bool) {}, dial: func(context.Context) (net.Conn, error) {
+	p := &pool{stream: true, expire: time.Minute, dial: func(context.Context) (net.Conn, error) {
 		mu.Lock()
 		dials++
 		mu.Unlock()
@@ -113,7 +113,7 @@ func TestDialsAreShared(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 200 {
 		wg.Go(func() {
-			if _, _, err := p.get(t.Context(), make(chan result, 1)); err == nil {
+			if _, _, _, err := p.get(t.Context(), make(chan result, 1)); err == nil {
 				t.Error("a connection to nobody")
 			}
 		})

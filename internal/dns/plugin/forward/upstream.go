@@ -49,12 +49,12 @@ func (u *upstream) start(o *options) {
 	u.dialTime.Store(int64(maxDialTimeout / 2))
 	newPool := func(network, label string) *pool {
 		return &pool{
+			label:   label,
 			dial:    func(ctx context.Context) (net.Conn, error) { return u.dial(ctx, network) },
 			stream:  network == "tcp",
 			expire:  o.expire,
 			maxAge:  o.maxAge,
 			maxIdle: o.maxIdle,
-			onDial:  func(reused bool) { u.metrics.connection(u.addr, label, reused) },
 		}
 	}
 	switch u.transport {
@@ -124,7 +124,7 @@ func (u *upstream) dial(ctx context.Context, network string) (net.Conn, error) {
 // query's ID does not matter; the reply's is that of the query.
 func (u *upstream) exchange(ctx context.Context, query *packed, stream bool) (*dns.Msg, error) {
 	start := time.Now()
-	raw, err := u.roundTrip(ctx, query, stream)
+	raw, err := u.roundTrip(ctx, query, stream, u.metrics)
 	if err != nil {
 		return nil, err
 	}
@@ -147,7 +147,9 @@ func (u *upstream) reply(query *packed, raw []byte, stream bool, start time.Time
 	return m, nil
 }
 
-func (u *upstream) roundTrip(ctx context.Context, query *packed, stream bool) ([]byte, error) {
+// roundTrip returns the reply to query. Its connection is counted in m unless
+// that is nil.
+func (u *upstream) roundTrip(ctx context.Context, query *packed, stream bool, m *metrics) ([]byte, error) {
 	if u.transport == overHTTP {
 		return u.http.exchange(ctx, query.buf[2:], u.timeout)
 	}
@@ -159,9 +161,12 @@ func (u *upstream) roundTrip(ctx context.Context, query *packed, stream bool) ([
 	// after it returned, so one buffer is enough.
 	for try := 0; ; try++ {
 		ch := make(chan result, 1)
-		k, id, err := p.get(ctx, ch)
+		k, id, reused, err := p.get(ctx, ch)
 		if err != nil {
 			return nil, err
+		}
+		if m != nil {
+			m.connection(u.addr, p.label, reused)
 		}
 		raw, err := k.exchange(ctx, query.buf, id, ch, u.timeout)
 		if errors.Is(err, errStale) && try < maxStale {
