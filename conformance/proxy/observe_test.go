@@ -142,7 +142,7 @@ func (r *runner) observe(c *column, row row) (string, error) {
 	case "stick":
 		return q.stick(10), nil
 	case "spread":
-		return q.spread(400), nil
+		return q.spread(400 / int(slowness)), nil
 	case "health":
 		return q.status(), nil
 	case "open":

@@ -175,7 +175,7 @@ var static = []scenario{
 		ask("out", both, "nodeport@n1", "refused"),
 		ask("out", both, "external", "refused"),
 		ask("ca", both, "vip", "refused"),
-		ask("n1", both, "nodeport@n1", "refused"),
+		ask("n1", both, "nodeport@n1", "refused", but("ipvs udp", "forbidden")),
 		health("out", "health@n1", "503, weight 0"),
 	}},
 	{name: "etp-local-draining", service: "lb etp-local", endpoints: "a1:terminating b1", paths: []path{
@@ -253,7 +253,7 @@ var static = []scenario{
 
 	{name: "tcp-service", service: "lb external tcp-only", endpoints: "a1", paths: []path{
 		ask("ca", "tcp", "cluster", "a1(ca)"),
-		ask("ca", "udp", "cluster", "refused", but("iptables", "r(ca)"), but("ipvs", "r(ca)")),
+		ask("ca", "udp", "cluster", "refused", but("iptables", "r(ca)")),
 		ask("out", "tcp", "vip", "a1(n1.gw)"),
 	}},
 	// The same addresses for the other protocol.
@@ -270,7 +270,7 @@ var static = []scenario{
 		ask("out", "icmp", "address@n1.out", "reply"),
 	}},
 	{name: "external-is-elsewhere", service: "external-at=r", endpoints: "a1", paths: []path{
-		ask("ca", both, "address@r", "a1(n1.gw)", rutter("ipvs", "r(ca)", ipvsRouter)),
+		ask("ca", both, "address@r", "a1(n1.gw)", rutter("ipvs", "r(n1)", ipvsRouter)),
 		ask("n1", both, "address@r", "a1(n1.gw)"),
 		ask("ca", both, "address@r:81", "r(ca)"),
 	}},
