@@ -134,6 +134,9 @@ func Run(ctx context.Context, i Instance, args []string) (code int, err error) {
 			case failed != nil:
 				return 0, failed
 			case errors.As(err, &exit):
+				if _, err := os.Stat(filepath.Join(outside, "log")); err == nil {
+					fmt.Fprintf(os.Stderr, "rutter: %s of the namespaces is kept as %s\n", i.RunDir, outside)
+				}
 				return max(exit.ExitCode(), 1), nil
 			case err != nil:
 				return 0, fmt.Errorf("rootless: %w", err)

@@ -18,14 +18,16 @@ import (
 // direction, about as much as the system calls themselves; here one wait
 // returns all sockets that have something.
 type loop struct {
-	d      *Dataplane
-	epfd   int
-	wake   int // an eventfd: something is in the inbox
-	slots  []slot
-	events [256]unix.EpollEvent
-	buf    []byte // what is read and not yet written
-	pipes  []pipe // idle ones
-	udp    batch
+	d        *Dataplane
+	epfd     int
+	wake     int // an eventfd: something is in the inbox
+	slots    []slot
+	events   [256]unix.EpollEvent
+	buf      []byte // what is read and not yet written
+	pipes    []pipe // idle ones
+	udp      batch
+	idle     time.Duration // see sessionIdle
+	idleRead time.Time
 
 	now        time.Time // of this round
 	nextTick   time.Time

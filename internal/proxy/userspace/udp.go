@@ -2,6 +2,9 @@ package userspace
 
 import (
 	"net/netip"
+	"os"
+	"strconv"
+	"strings"
 	"time"
 	"unsafe"
 
@@ -13,8 +16,9 @@ import (
 // connected socket, so that answers, and ICMP errors, find their client.
 
 const (
-	// sessionIdle ends a session. As for connection tracking: 30 s.
-	sessionIdle = 30 * time.Second
+	// sessionIdle ends a session, unless the kernel is told to track flows for
+	// another time (net.netfilter.nf_conntrack_udp_timeout_stream): that one.
+	sessionIdle = 120 * time.Second
 	// sessionLimit bounds the sessions of a service port; a new one then ends
 	// the one that was silent for longest.
 	sessionLimit = 4096
@@ -260,9 +264,24 @@ func (p *udpPort) unlink(s *session) {
 	}
 }
 
+// sessionIdle is looked up now and then.
+func (l *loop) sessionIdle() time.Duration {
+	const every = 10 * time.Second
+	if l.now.Sub(l.idleRead) < every {
+		return l.idle
+	}
+	l.idle, l.idleRead = sessionIdle, l.now
+	if text, err := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_udp_timeout_stream"); err == nil {
+		if n, err := strconv.Atoi(strings.TrimSpace(string(text))); err == nil && n > 0 {
+			l.idle = time.Duration(n) * time.Second
+		}
+	}
+	return l.idle
+}
+
 // expire ends the sessions that are silent.
 func (p *udpPort) expire() {
-	for p.first != nil && p.l.now.Sub(p.first.active) >= sessionIdle {
+	for p.first != nil && p.l.now.Sub(p.first.active) >= p.l.sessionIdle() {
 		p.end(p.first)
 	}
 }
