@@ -159,12 +159,13 @@ func (b *bench) proxy(ctx context.Context) error {
 			return err
 		}
 		results, err := b.proxySize(ctx, dir, size)
-		if err != nil {
-			return fmt.Errorf("%s: %w", size, err)
-		}
 		flows = append(flows, sizedResults{size, results})
-		if size.services > 1 {
+		if size.services > 1 && len(results) > 0 {
 			b.printProxies(size, results)
+		}
+		if err != nil { // what was measured until then is worth something
+			b.printConnections(flows)
+			return fmt.Errorf("%s: %w", size, err)
 		}
 	}
 	b.printConnections(flows)
@@ -213,10 +214,10 @@ func (b *bench) proxySize(ctx context.Context, dir string, size shape) ([]*proxy
 		}
 		b.say("proxy: %s took %s", c.name, time.Since(start).Round(time.Second))
 		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
+			return results, context.Cause(ctx)
 		}
 		if err := course.restore(); err != nil {
-			return nil, err
+			return results, err
 		}
 	}
 	return results, nil
