@@ -26,6 +26,17 @@ func (a *adoption) empty() bool {
 	return a.frame.Len() == 0 && len(a.services) == 0 && a.leftover.empty()
 }
 
+// parts is what is left over, in changes of so many chains.
+func (a *adoption) parts(size int) []*change {
+	first := a.leftover
+	first.stale = nil
+	list := []*change{&first}
+	for block := range slices.Chunk(a.leftover.stale, size) {
+		list = append(list, &change{stale: block})
+	}
+	return list
+}
+
 // adopt makes the kernel hold these services and no others.
 func (f *family) adopt(ctx context.Context, want []plan.Service) ([]dataplane.Refusal, error) {
 	listed, err := f.list(ctx)
@@ -42,7 +53,7 @@ func (f *family) adopt(ctx context.Context, want []plan.Service) ([]dataplane.Re
 	var all input
 	all.Write(a.frame.Bytes())
 	f.write(&all, a.services)
-	all.changes([]*change{&a.leftover})
+	f.write(&all, a.parts(blockChains))
 	if f.progs.Backend == xtables.Legacy {
 		all.join()
 	}
@@ -153,7 +164,7 @@ func (f *family) compare(listed map[string]listing, want []plan.Service, as func
 			a.leftover.stale = append(a.leftover.stale, name)
 		}
 	}
-	slices.Sort(a.leftover.stale)
+	sortByJumps(a.leftover.stale)
 	return a
 }
 

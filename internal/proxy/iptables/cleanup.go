@@ -1,6 +1,7 @@
 package iptables
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -38,12 +39,12 @@ func Cleanup() error {
 func cleanup(ctx context.Context, p *xtables.Programs) error {
 	var in input
 	ours := []string{servicesChain, nodePortsChain, externalChain, firewallChain, forwardChain, postroutingChain, markChain, canaryChain, nodeDNSChain}
+	f := &family{progs: p, style: style{v6: p.V6}, listChains: listChains}
 	for _, table := range []string{"nat", "mangle", "filter", "raw"} {
-		text, err := p.Save(ctx, table)
+		listed, err := f.listTable(ctx, table)
 		if err != nil {
 			return fmt.Errorf("list table %s: %w", table, err)
 		}
-		listed := xtables.Parse(string(text))
 		if table == "nat" && slices.ContainsFunc(listed.Chains[servicesChain], func(r string) bool { return strings.Contains(r, "--match-set KUBE-") }) {
 			// ipvs mode has taken over, which has some of the same names.
 			ours = []string{nodePortsChain, externalChain, canaryChain}
@@ -51,10 +52,13 @@ func cleanup(ctx context.Context, p *xtables.Programs) error {
 		if _, kubelet := listed.Chains["KUBE-KUBELET-CANARY"]; table == "mangle" && !kubelet {
 			ours = append(ours, kubeletChain) // no kubelet here
 		}
-		remove(&in, table, ours, listed)
+		remove(&in, table, ours, listed.Table)
 	}
 	if in.Len() == 0 {
 		return nil
+	}
+	if p.Backend == xtables.Legacy {
+		in.join()
 	}
 	return p.Restore(ctx, in.Bytes())
 }
@@ -71,14 +75,11 @@ func remove(in *input, table string, ours []string, listed xtables.Table) {
 	if len(chains) == 0 {
 		return
 	}
-	slices.Sort(chains)
+	sortByJumps(chains)
 	in.line("*" + table)
-	for _, name := range chains {
-		in.declare(name)
-	}
 	all := append(jumps(), jump{"raw", "PREROUTING", nodeDNSChain, ""}, jump{"raw", "OUTPUT", nodeDNSChain, ""})
 	for _, j := range all {
-		if j.table != table || !slices.Contains(chains, j.to) {
+		if j.table != table || !slices.Contains(ours, j.to) {
 			continue
 		}
 		for _, rule := range listed.Chains[j.from] {
@@ -87,10 +88,31 @@ func remove(in *input, table string, ours []string, listed xtables.Table) {
 			}
 		}
 	}
-	for _, name := range chains {
-		in.line("-X", name)
+	for block := range slices.Chunk(chains, blockChains) {
+		for _, name := range block {
+			in.declare(name)
+		}
+		for _, name := range block {
+			in.line("-X", name)
+		}
+		in.line("COMMIT")
+		in.line("*" + table)
 	}
 	in.line("COMMIT")
+}
+
+// sortByJumps puts chains before those that they jump to, so that each can go
+// when those before it are gone.
+func sortByJumps(chains []string) {
+	rank := func(name string) int {
+		for i, prefix := range []string{sourcesPrefix, outsidePrefix, clusterPrefix, localPrefix, endpointPrefix, markChain} {
+			if strings.HasPrefix(name, prefix) {
+				return i + 1
+			}
+		}
+		return 0
+	}
+	slices.SortFunc(chains, func(a, b string) int { return cmp.Or(rank(a)-rank(b), strings.Compare(a, b)) })
 }
 
 // rivals names rules of another service proxy: in the back end that is not
@@ -121,9 +143,8 @@ func (f *family) rivals() ([]string, error) {
 			family, name = unix.NFPROTO_IPV6, "table ip6 kube-proxy"
 		}
 		there := false
-		_ = c.Dump(family, unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETCHAIN, nil, func() { there = false }, func(attrs []byte) {
-			table, _, _ := chainUse(attrs)
-			there = there || table == "kube-proxy"
+		_ = c.Dump(family, unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETTABLE, nil, func() { there = false }, func(attrs []byte) {
+			there = there || tableOf(attrs) == "kube-proxy"
 		})
 		if there {
 			found = append(found, name)

@@ -136,7 +136,7 @@ func (f *family) salvage(ctx context.Context, want []plan.Service, comments bool
 
 func (f *family) commitLeftover(ctx context.Context, a *adoption) error {
 	var in input
-	if in.changes([]*change{&a.leftover}); in.Len() == 0 {
+	if f.write(&in, a.parts(blockChains)); in.Len() == 0 {
 		return nil
 	}
 	return f.restore(ctx, &in)

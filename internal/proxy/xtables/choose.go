@@ -54,22 +54,38 @@ func Choose(ctx context.Context, log *slog.Logger, all []*Programs) (*Programs, 
 // usage is what the tables of a back end hold.
 type usage struct {
 	hint  bool // of kubelet
-	rules int
+	rules int  // roughly: it is compared with the other back end's
 }
 
+func isHint(chain string) bool {
+	return chain == "KUBE-IPTABLES-HINT" || chain == "KUBE-KUBELET-CANARY"
+}
+
+var tableNames = []string{"mangle", "filter", "nat", "raw"}
+
 func (p *Programs) usage(ctx context.Context) (u usage, err error) {
-	for _, table := range []string{"mangle", "filter", "nat", "raw"} {
+	if p.Backend == NFT {
+		// The program takes minutes to list very many chains.
+		chains, err := p.Chains()
+		for _, c := range chains {
+			u.rules += int(c.Uses)
+			u.hint = u.hint || c.Table == "mangle" && isHint(c.Name)
+		}
+		return u, err
+	}
+	for _, table := range tableNames {
 		text, e := p.Save(ctx, table)
 		if e != nil {
 			err = fmt.Errorf("list table %s: %w", table, e)
 			continue
 		}
 		for line := range strings.Lines(string(text)) {
-			switch {
-			case strings.HasPrefix(line, "-"):
+			if strings.HasPrefix(line, "-") {
 				u.rules++
-			case strings.HasPrefix(line, ":KUBE-IPTABLES-HINT "), strings.HasPrefix(line, ":KUBE-KUBELET-CANARY "):
-				u.hint = true
+			}
+			if name, ok := strings.CutPrefix(line, ":"); ok && table == "mangle" {
+				name, _, _ = strings.Cut(name, " ")
+				u.hint = u.hint || isHint(name)
 			}
 		}
 	}
