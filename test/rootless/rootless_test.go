@@ -25,8 +25,9 @@ import (
 )
 
 const (
-	inside = "RUTTER_ROOTLESS_TEST" // set in the process that runs in the namespaces
-	user   = 54321                  // who is nobody on any host
+	inside = "RUTTER_ROOTLESS_TEST"   // set in the process that runs in the namespaces
+	forbid = "RUTTER_ROOTLESS_FORBID" // set in the process that forbids namespaces and becomes `rutter up`
+	user   = 54321                    // who is nobody on any host
 	home   = "/run/home"
 	rutter = "/run/bin/rutter"
 	bound  = 3 * time.Minute // for anything that is waited for
@@ -36,6 +37,9 @@ const (
 // kernel ends all that is left.
 func TestMain(m *testing.M) {
 	switch {
+	case os.Getenv(forbid) != "":
+		fmt.Fprintln(os.Stderr, "rootless:", becomeForbidden(os.Args[1:]))
+		os.Exit(1)
 	case os.Getenv(inside) != "":
 		if err := enter(); err != nil {
 			fmt.Fprintln(os.Stderr, "rootless: set up the namespaces:", err)
@@ -100,6 +104,33 @@ func asUser(ctx context.Context, args ...string) *exec.Cmd {
 	return cmd
 }
 
+// withoutNamespaces makes a command of the user's where user namespaces are
+// forbidden: in one of root's, with a limit of 0.
+func withoutNamespaces(args ...string) *exec.Cmd {
+	cmd := exec.Command("/proc/self/exe", args...)
+	cmd.Dir = home
+	cmd.Env = []string{forbid + "=1", "HOME=" + home, "PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"}
+	all := []syscall.SysProcIDMap{{ContainerID: 0, HostID: 0, Size: 65536}}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER, UidMappings: all, GidMappings: all, GidMappingsEnableSetgroups: true}
+	return cmd
+}
+
+func becomeForbidden(args []string) error {
+	if err := os.WriteFile("/proc/sys/user/max_user_namespaces", []byte("0"), 0); err != nil {
+		return err
+	}
+	if err := errors.Join(syscall.Setgroups(nil), syscall.Setgid(user), syscall.Setuid(user)); err != nil {
+		return err
+	}
+	var env []string
+	for _, v := range os.Environ() {
+		if !strings.HasPrefix(v, forbid+"=") {
+			env = append(env, v)
+		}
+	}
+	return syscall.Exec(rutter, append([]string{rutter}, args...), env)
+}
+
 // up is a running `rutter up --rootless`.
 type up struct {
 	t    *testing.T
@@ -115,10 +146,20 @@ type up struct {
 // the system forbids what the mode needs.
 func start(t *testing.T, args ...string) *up {
 	t.Helper()
+	needInside(t)
+	return startCommand(t, asUser(context.Background(), append([]string{"up"}, args...)...))
+}
+
+func needInside(t *testing.T) {
+	t.Helper()
 	if os.Getenv(inside) == "" {
 		t.Skip("needs root, RUTTER_BIN and RUTTER_REGISTRY_BIN")
 	}
-	u := &up{t: t, cmd: asUser(context.Background(), append([]string{"up"}, args...)...), done: make(chan struct{})}
+}
+
+func startCommand(t *testing.T, cmd *exec.Cmd) *up {
+	t.Helper()
+	u := &up{t: t, cmd: cmd, done: make(chan struct{})}
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -289,9 +330,17 @@ func TestNamespaces(t *testing.T) {
 	u.killedAndBack("--rootless=namespaces")
 }
 
-// TestUserspace: nothing but sockets.
+// TestUserspace: where namespaces are forbidden, nothing but sockets.
 func TestUserspace(t *testing.T) {
-	u := start(t, "--rootless=userspace", "--demo")
+	needInside(t)
+	cmd, forbidden := withoutNamespaces("up", "--rootless", "--demo"), true
+	if err := exec.Command("unshare", "-U", "true").Run(); err != nil {
+		cmd, forbidden = asUser(context.Background(), "up", "--rootless=userspace", "--demo"), false
+	}
+	u := startCommand(t, cmd)
+	if text := u.text(); forbidden && !strings.Contains(text, "user.max_user_namespaces is 0") {
+		t.Errorf("it does not say why:\n%s", text)
+	}
 	resolver := net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
 		var d net.Dialer
 		return d.DialContext(ctx, network, "127.0.0.1:1053")
