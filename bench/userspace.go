@@ -93,7 +93,7 @@ func (b *bench) userspaceHere(ctx context.Context) error {
 	if b.short {
 		rounds, d = 1, 300*time.Millisecond
 	}
-	small, pour := make(map[string][]float64), make(map[string][]float64)
+	small, pour, cost := make(map[string][]float64), make(map[string][]float64), make(map[string][]float64)
 	var missing []string
 	for round := range rounds {
 		for i, r := range relays {
@@ -112,6 +112,10 @@ func (b *bench) userspaceHere(ctx context.Context) error {
 				}
 			}
 			n, err := ping(ctx, addr, relayClients, d)
+			if proxy != nil && err == nil {
+				// Since its start, which costs little.
+				cost[r.name] = append(cost[r.name], float64(cpuOf(proxy.Process.Pid).Microseconds())/(n*d.Seconds()))
+			}
 			var bytes float64
 			if err == nil {
 				bytes, err = ping(ctx, addr, -1, d)
@@ -127,13 +131,17 @@ func (b *bench) userspaceHere(ctx context.Context) error {
 		}
 	}
 	t := &table{title: fmt.Sprintf("Relaying in user space, on loopback: %d connections, %d bytes there and back; one connection that pours", relayClients, relayMessage)}
-	t.add("", "requests/s", "of HAProxy", "of io.Copy", "Gbit/s")
+	t.add("", "requests/s", "of HAProxy", "of io.Copy", "CPU µs/request", "of HAProxy", "Gbit/s")
 	for _, r := range relays {
 		if len(small[r.name]) == 0 {
 			continue
 		}
 		n := median(small[r.name])
-		t.add(r.name, count(n), ratio(n, median(small["HAProxy"])), ratio(n, median(small["io.Copy"])), fmt.Sprintf("%.1f", median(pour[r.name])*8/1e9))
+		cpu, cpuRatio := "", ""
+		if c := median(cost[r.name]); c > 0 {
+			cpu, cpuRatio = fmt.Sprintf("%.1f", c), ratio(c, median(cost["HAProxy"]))
+		}
+		t.add(r.name, count(n), ratio(n, median(small["HAProxy"])), ratio(n, median(small["io.Copy"])), cpu, cpuRatio, fmt.Sprintf("%.1f", median(pour[r.name])*8/1e9))
 	}
 	if len(missing) > 0 {
 		t.notes = append(t.notes, "not installed: "+strings.Join(missing, ", "))
@@ -141,6 +149,22 @@ func (b *bench) userspaceHere(ctx context.Context) error {
 	t.notes = append(t.notes, fmt.Sprintf("medians of %d rounds of %s each; clients and server share the CPUs", rounds, d))
 	b.out.print(t)
 	return nil
+}
+
+// cpuOf is the user and system time of a process so far.
+func cpuOf(pid int) time.Duration {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0
+	}
+	_, rest, _ := strings.Cut(string(text), ") ") // the name may have anything in it
+	f := strings.Fields(rest)
+	if len(f) < 13 {
+		return 0
+	}
+	user, _ := strconv.ParseInt(f[11], 10, 64)
+	system, _ := strconv.ParseInt(f[12], 10, 64)
+	return time.Duration(user+system) * 10 * time.Millisecond // USER_HZ is 100
 }
 
 func stop(cmd *exec.Cmd) {
