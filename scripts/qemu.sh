@@ -2,9 +2,10 @@
 # Runs what needs IPVS on Debian's kernel, in an emulated machine (test/qemu),
 # whatever kernel this host has. Usage:
 #
-#	qemu.sh test                  the tests of mode ipvs
+#	qemu.sh test                  the tests of mode ipvs, and changes of mode
 #	qemu.sh bench                 its benchmarks
-#	qemu.sh conformance           the conformance table, mode ipvs
+#	qemu.sh conformance [FLAG]... the conformance table, mode ipvs: all of it, or
+#	                              -rows REGEXP
 #	qemu.sh run PROGRAM [ARG]...  a program of yours
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -18,6 +19,11 @@ if ! command -v qemu-system-x86_64 >/dev/null; then
 	exit 1
 fi
 
+if [ "$(uname -m)" != x86_64 ]; then
+	echo "qemu.sh: left out on $(uname -m): it knows the kernel of amd64 only" >&2
+	exit 0
+fi
+
 # The kernel's package is unpacked, not installed: nothing of this host changes.
 # KERNEL_PACKAGE names another one, as in linux-image-6.12.48+deb13-cloud-amd64.
 if [ ! -e "$kernel/complete" ]; then
@@ -27,6 +33,10 @@ if [ ! -e "$kernel/complete" ]; then
 	if [ -z "$package" ]; then
 		apt-get update -qq
 		package=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: \(linux-image-[^ ]*\).*/\1/p' | head -1)
+	fi
+	if [ -z "$package" ]; then
+		echo "qemu.sh: this host's package sources have no linux-image-cloud-amd64, as Debian's have: name a kernel package in KERNEL_PACKAGE" >&2
+		exit 1
 	fi
 	echo "qemu.sh: fetching $package"
 	chmod 755 "$fetch"
@@ -43,7 +53,7 @@ CGO_ENABLED=0 go build -o "$tool" ./test/qemu
 # What iptables needs: its programs, those behind them, and their extensions.
 files=()
 for f in /usr/sbin/{ip6tables,iptables}{,-save,-restore,-nft,-nft-save,-nft-restore,-legacy,-legacy-save,-legacy-restore} \
-	/usr/sbin/nft /usr/sbin/ipset /usr/sbin/ipvsadm /usr/lib/x86_64-linux-gnu/xtables /usr/bin/dash /bin/sh; do
+	/usr/sbin/nft /usr/sbin/ipset /usr/sbin/ipvsadm /usr/lib/x86_64-linux-gnu/xtables /usr/bin/dash /bin/sh /bin/cat "$(command -v ip)"; do
 	[ ! -e "$f" ] || files+=(-file "$f")
 done
 
@@ -78,10 +88,9 @@ conformance)
 	*-kinds*kube* | *"-kinds ipvs"*) peers=(-env KUBE_PROXY_BIN="$PWD/bin/peers/kube-proxy" -file "$PWD/bin/peers/kube-proxy") ;;
 	esac
 	cd conformance/proxy
-	vm -env RUTTER_KUBECONFIG="$data/registry/admin.kubeconfig" -file "$data/registry/admin.kubeconfig" -forward "$port" -memory 3072 \
+	vm -env RUTTER_KUBECONFIG="$data/registry/admin.kubeconfig" -file "$data/registry/admin.kubeconfig" -forward "$port" \
 		-env RUTTER_BIN="$rutter" -file "$rutter" "${peers[@]}" \
-		-file /bin/cat -file "$(command -v ip)" \
-		"$PWD/../../.cache/conformance.test" -test.run TestProxy -test.v -test.timeout 15m -kinds 'rutter ipvs' "$@"
+		"$PWD/../../.cache/conformance.test" -test.run TestProxy -test.timeout 15m -kinds 'rutter ipvs' "$@"
 	;;
 test | bench)
 	what=$1
@@ -90,6 +99,10 @@ test | bench)
 	cd internal/proxy/ipvs
 	if [ "$what" = test ]; then
 		vm ../../../.cache/ipvs.test -test.v -test.timeout 15m "$@"
+		# From each mode to each other, by the process that runs.
+		cd ..
+		CGO_ENABLED=0 go test -c -o ../../.cache/proxy.test .
+		vm ../../.cache/proxy.test -test.run 'TestSwitch/^((nftables|iptables)_to_ipvs|ipvs_to_(nftables|iptables))$' -test.timeout 10m
 	else
 		vm -memory 3072 ../../../.cache/ipvs.test -test.run - -test.bench . -test.timeout 15m "$@"
 	fi

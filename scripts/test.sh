@@ -35,4 +35,11 @@ go test -count=1 -timeout 15m -p 1 ./test/e2e/... ./test/rootless
 step "conformance with CoreDNS and kube-proxy"
 scripts/conformance.sh
 
+# Emulation is slow: of the conformance table a part of each kind, twice if need
+# be. `scripts/qemu.sh conformance` runs all of it.
+step "mode ipvs, on Debian's kernel in an emulated machine"
+scripts/qemu.sh test
+rows='^(plain|clusterip|none|itp-local|itp-local-away|etp-local|etp-local-away|host-network|external-is-local|ranges|two-ports|affinity|endpoint-replaced|endpoint-last|service-deleted|policies-changed|affinity-kept|proxy-stopped|cleaned-up|tables-removed)$'
+scripts/qemu.sh conformance -rows "$rows" || scripts/qemu.sh conformance -rows "$rows"
+
 printf '\n== all passed in %s s\n' "$SECONDS"

@@ -83,7 +83,7 @@ func cleanUp(c *column) error {
 		err := c.run("n1", c.env.rutter, "proxy", "--cleanup")
 		left := strings.TrimSpace(c.tables("n1"))
 		if c.mode == "iptables" || c.mode == "ipvs" { // where the built-in chains stay
-			left = excerpt(left, []string{"KUBE-", "RUTTER-", "kube-ipvs0:", "->"})
+			left = excerpt(left, []string{"KUBE-", "RUTTER-", "kube-ipvs0: <", "TCP  ", "UDP  ", "SCTP "})
 		}
 		if err == nil && left != "" {
 			err = fmt.Errorf("rutter proxy --cleanup left:\n%s", left)

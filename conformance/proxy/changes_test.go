@@ -25,6 +25,9 @@ func rutter(words, outcome, deviation string) exception {
 	return exception{words: "rutter " + words, outcome: outcome, deviation: deviation}
 }
 
+// In mode ipvs an SCTP INIT on a known flow, which is how these ask again, begins
+// a new one: where several may answer, the rows are not looked at.
+
 // changes are the scenarios that something happens to.
 var changes = []scenario{
 	{name: "endpoint-replaced", service: "lb", endpoints: "a1",
@@ -191,8 +194,8 @@ var changes = []scenario{
 		},
 		steps: []step{
 			{what: "both policies Local", service: "lb etp-local itp-local", paths: []path{
-				same("vip", all, "same"),
-				same("pod", all, "same"),
+				same("vip", all, "same", but("ipvs sctp", notLookedAt)),
+				same("pod", all, "same", but("ipvs sctp", notLookedAt)),
 				ask("out", both, "vip", "a1(out)"),
 				ask("ca", both, "cluster", "a1(ca)"),
 				health("out", "health@n1", "200, weight 1"),
@@ -302,12 +305,12 @@ var changes = []scenario{
 			{what: "n1 moved to z2", also: zone("n1", "z2"), paths: []path{
 				ask("ca", both, "cluster", "b1(ca)"),
 				again("pod", all, "a1(ca)"),
-				same("other", all, "same"),
+				same("other", all, "same", but("ipvs sctp", notLookedAt)),
 			}},
 			{what: "n1 moved back", also: zone("n1", "z1"), paths: []path{
 				ask("ca", both, "cluster", "a1(ca)"),
 				again("pod", all, "a1(ca)"),
-				same("other", all, "same"),
+				same("other", all, "same", but("ipvs sctp", notLookedAt)),
 			}},
 		}},
 	{name: "proxy-stopped", service: "lb", endpoints: "a1 b1", alone: true,
@@ -317,19 +320,19 @@ var changes = []scenario{
 		},
 		steps: []step{
 			{what: "SIGTERM", act: stopProxy(unix.SIGTERM), blind: true, paths: []path{
-				same("pod", all, "same"), same("vip", both, "same"),
+				same("pod", all, "same", but("ipvs sctp", notLookedAt)), same("vip", both, "same"),
 				ask("ca", both, "cluster", "a1(ca) b1(ca)"),
 				ask("out", both, "vip", "a1(n1.gw) b1(n1)"),
 			}},
 			{what: "started", act: startProxy, paths: []path{
-				same("pod", all, "same"), same("vip", both, "same"),
+				same("pod", all, "same", but("ipvs sctp", notLookedAt)), same("vip", both, "same"),
 				ask("ca", both, "cluster", "a1(ca) b1(ca)"),
 			}},
 			{what: "SIGKILL", act: stopProxy(unix.SIGKILL), blind: true, paths: []path{
-				same("pod", all, "same"), same("vip", both, "same"),
+				same("pod", all, "same", but("ipvs sctp", notLookedAt)), same("vip", both, "same"),
 				ask("ca", both, "cluster", "a1(ca) b1(ca)"),
 			}},
-			{what: "started again", act: startProxy, paths: []path{same("pod", all, "same"), same("vip", both, "same")}},
+			{what: "started again", act: startProxy, paths: []path{same("pod", all, "same", but("ipvs sctp", notLookedAt)), same("vip", both, "same")}},
 		}},
 	{name: "restarted-under-load", service: "lb", endpoints: "a1 b1", alone: true,
 		paths: []path{ask("ca", "tcp", "cluster", "a1(ca) b1(ca)")},

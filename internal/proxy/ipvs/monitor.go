@@ -104,7 +104,7 @@ func (d *Dataplane) addrChanged(a netip.Addr, index int, added bool) (intrusion 
 	defer d.mu.Unlock()
 	if index == int(d.device.index) {
 		n := d.state.addrs[a]
-		return !added && n.made && n.refs > 0
+		return !added && n.made && n.refs > 0 && d.lacks(a)
 	}
 	if added != d.around.isLocal(a) && d.adopted {
 		if err := d.followAddrs(); err != nil {
@@ -112,6 +112,13 @@ func (d *Dataplane) addrChanged(a netip.Addr, index int, added bool) (intrusion 
 		}
 	}
 	return false
+}
+
+// lacks tells whether the device really has an address no more: a notice may be
+// of our own doing, and old.
+func (d *Dataplane) lacks(a netip.Addr) bool {
+	addrs, err := d.device.addrs()
+	return err == nil && !slices.ContainsFunc(addrs, func(x address) bool { return x.Addr == a && x.index == d.device.index })
 }
 
 // followAddrs looks at the host's addresses again: node ports are served on
