@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"syscall"
 	"time"
 
 	"github.com/rutter-project/rutter/conformance/peer"
@@ -44,7 +46,17 @@ var inVM = os.Getenv("RUTTER_IPVS") != ""
 // slow.
 var slowness = map[bool]time.Duration{false: 1, true: 4}[inVM]
 
-func (k kind) here() bool { return (k.mode == "ipvs") == inVM }
+func (k kind) here() bool {
+	return (k.mode == "ipvs") == inVM && (k.backend != "legacy" || legacyWorks())
+}
+
+// legacyWorks tells whether the kernel has what iptables' legacy back end
+// writes to: newer ones may be built without.
+var legacyWorks = sync.OnceValue(func() bool {
+	cmd := exec.Command("iptables-legacy", "-w", "-t", "nat", "-S")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
+	return cmd.Run() == nil
+})
 
 // column is a kind of proxy at work: a world with its processes.
 type column struct {

@@ -69,6 +69,8 @@ type node struct {
 
 func newNode(t *testing.T, b xtables.Backend, cfg dataplane.Config) *node {
 	n := &node{Space: testnet.New(t, "iptables"), t: t}
+	// Other tests, and this host, have the lock that there is one of.
+	t.Setenv("XTABLES_LOCKFILE", t.TempDir()+"/lock")
 	n.Do(func() {
 		for _, v6 := range []bool{false, true} {
 			usePrograms(t, b, v6)
@@ -78,8 +80,6 @@ func newNode(t *testing.T, b xtables.Backend, cfg dataplane.Config) *node {
 		t.SkipNow()
 	}
 	usePath(t, b)
-	// Other tests, and this host, have the lock that there is one of.
-	t.Setenv("XTABLES_LOCKFILE", t.TempDir()+"/lock")
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.NewTextHandler(&n.log, nil))
 	}

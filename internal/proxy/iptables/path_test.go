@@ -9,7 +9,8 @@ import (
 	"github.com/rutter-project/rutter/internal/proxy/xtables"
 )
 
-// usePrograms skips the test when the host lacks a back end's programs.
+// usePrograms skips the test when the host lacks a back end's programs, or its
+// kernel what they write to. It is called inside a namespace.
 func usePrograms(t *testing.T, b xtables.Backend, v6 bool) {
 	base := "iptables-" + string(b)
 	if v6 {
@@ -17,6 +18,9 @@ func usePrograms(t *testing.T, b xtables.Backend, v6 bool) {
 	}
 	if _, err := exec.LookPath(base + "-restore"); err != nil {
 		t.Skip(err)
+	}
+	if out, err := exec.Command(base, "-w", "-t", "nat", "-S").CombinedOutput(); err != nil {
+		t.Skipf("%s: %v: %s", base, err, out)
 	}
 }
 

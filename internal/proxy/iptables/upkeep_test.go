@@ -239,7 +239,10 @@ func TestNodeDNS(t *testing.T) {
 // TestRivals: what another proxy has in the kernel besides is named.
 func TestRivals(t *testing.T) {
 	n := newNode(t, xtables.Legacy, dataplane.Config{Rules: testRules})
-	usePrograms(t, xtables.NFT, false)
+	n.Do(func() { usePrograms(t, xtables.NFT, false) })
+	if t.Skipped() {
+		t.SkipNow()
+	}
 	n.adopt(testServices())
 	if found, err := n.plane.Rivals(); err != nil || len(found) > 0 {
 		t.Fatalf("nobody else is here: %q, %v", found, err)
