@@ -29,10 +29,10 @@ fi
 if [ ! -e "$kernel/complete" ]; then
 	fetch=$(mktemp -d)
 	trap 'rm -rf "$fetch"' EXIT
-	package=${KERNEL_PACKAGE:-$(apt-cache depends linux-image-cloud-amd64 2>/dev/null | sed -n 's/.*Depends: \(linux-image-[^ ]*\).*/\1/p' | head -1)}
+	package=${KERNEL_PACKAGE:-$(apt-cache depends linux-image-cloud-amd64 2>/dev/null | sed -n 's/.*Depends: \(linux-image-[^ ]*\).*/\1/p' | head -1 || true)}
 	if [ -z "$package" ]; then
 		apt-get update -qq
-		package=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: \(linux-image-[^ ]*\).*/\1/p' | head -1)
+		package=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: \(linux-image-[^ ]*\).*/\1/p' | head -1 || true)
 	fi
 	if [ -z "$package" ]; then
 		echo "qemu.sh: this host's package sources have no linux-image-cloud-amd64, as Debian's have: name a kernel package in KERNEL_PACKAGE" >&2
