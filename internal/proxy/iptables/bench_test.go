@@ -2,7 +2,6 @@ package iptables
 
 import (
 	"fmt"
-	"io"
 	"log/slog"
 	"net/netip"
 	"os/exec"
@@ -43,7 +42,7 @@ func benchmark(b *testing.B, backend xtables.Backend, f func(b *testing.B, open 
 				n := testnet.New(b, "iptables")
 				n.Do(func() {
 					var err error
-					if d, err = Open(dataplane.Config{Rules: testRules, MasqueradeBit: 14, IPv4: true, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))}); err != nil {
+					if d, err = Open(dataplane.Config{Rules: testRules, MasqueradeBit: 14, IPv4: true, Logger: slog.New(slog.DiscardHandler)}); err != nil {
 						panic(err)
 					}
 				})

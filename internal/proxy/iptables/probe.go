@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"strings"
 	"time"
@@ -21,7 +20,7 @@ func Probe() error {
 	if err := allowed(); err != nil {
 		return err
 	}
-	p, err := xtables.Find(ctx, slog.New(slog.NewTextHandler(io.Discard, nil)), false)
+	p, err := xtables.Find(ctx, slog.New(slog.DiscardHandler), false)
 	if err != nil {
 		return fmt.Errorf("iptables: %w", err)
 	}
