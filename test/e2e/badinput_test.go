@@ -22,6 +22,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"github.com/rutter-project/rutter/internal/proxy"
 	"github.com/rutter-project/rutter/test/registry"
 )
 
@@ -146,10 +147,7 @@ func TestBadInput(t *testing.T) {
 
 // lockNetwork does what an agent does that works in this network namespace.
 func lockNetwork(t *testing.T) {
-	f, err := os.Open("/proc/self/ns/net")
-	if err == nil {
-		err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-	}
+	f, err := proxy.Lock()
 	if err != nil {
 		t.Fatal(err)
 	}
