@@ -134,6 +134,8 @@ func (m *module) describe() error {
 	return nil
 }
 
+var errNoModule = errors.New("no module")
+
 // modprobe is the guest's: it loads what the first argument that is no option
 // names, with what that needs. The kernel calls it with an alias, iptables with
 // options behind the name.
@@ -163,7 +165,7 @@ func modprobe(args []string) error {
 		}
 	}
 	if !found {
-		return fmt.Errorf("no module is called %s", want)
+		return fmt.Errorf("%w is called %s", errNoModule, want)
 	}
 	return nil
 }
