@@ -39,7 +39,7 @@ scripts/conformance.sh
 # be. `scripts/qemu.sh conformance` runs all of it.
 step "mode ipvs, on Debian's kernel in an emulated machine"
 scripts/qemu.sh test
-rows='^(plain|clusterip|none|itp-local|itp-local-away|etp-local|etp-local-away|host-network|external-is-local|ranges|two-ports|affinity|endpoint-replaced|endpoint-last|service-deleted|policies-changed|affinity-kept|proxy-stopped|cleaned-up|tables-removed)$'
+rows='^(plain|none|itp-local|etp-local|etp-local-away|ranges|affinity|endpoint-replaced|service-deleted|policies-changed|affinity-kept|proxy-stopped|cleaned-up|tables-removed)$'
 scripts/qemu.sh conformance -rows "$rows" || scripts/qemu.sh conformance -rows "$rows"
 
 printf '\n== all passed in %s s\n' "$SECONDS"

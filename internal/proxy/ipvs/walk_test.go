@@ -113,7 +113,7 @@ func TestRandomWalk(t *testing.T) {
 	}
 	must(t)(d.Adopt(ctx, now))
 	must(t)(scratch.Adopt(ctx, nil))
-	for step := range 60 {
+	for step := range 40 {
 		var changed []plan.Service
 		for range 1 + r.IntN(3) {
 			i := r.IntN(services)
