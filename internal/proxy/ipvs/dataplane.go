@@ -241,6 +241,7 @@ func (d *Dataplane) writeRules(ctx context.Context) error {
 func (d *Dataplane) Close() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.adopted = false // who still watches, or counts, finds nothing to do
 	return d.closeAll()
 }
 

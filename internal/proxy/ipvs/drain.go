@@ -245,7 +245,7 @@ func (d *Dataplane) Rivals() ([]string, error) {
 func (d *Dataplane) Counters() (map[dataplane.Flow]dataplane.Count, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if !d.cfg.Counters && !d.cfg.CountBytes {
+	if !d.adopted || !d.cfg.Counters && !d.cfg.CountBytes {
 		return nil, nil
 	}
 	counts := make(map[dataplane.Flow]dataplane.Count)

@@ -102,11 +102,14 @@ func (d *Dataplane) isDevice(index int) bool {
 func (d *Dataplane) addrChanged(a netip.Addr, index int, added bool) (intrusion bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if !d.adopted {
+		return false
+	}
 	if index == int(d.device.index) {
 		n := d.state.addrs[a]
 		return !added && n.made && n.refs > 0 && d.lacks(a)
 	}
-	if added != d.around.isLocal(a) && d.adopted {
+	if added != d.around.isLocal(a) {
 		if err := d.followAddrs(); err != nil {
 			d.log.Error("cannot follow the addresses of this host", "err", err)
 		}
