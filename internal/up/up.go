@@ -65,6 +65,7 @@ type Up struct {
 	self     string
 	progress *progress
 	held     *os.File // the lock
+	killed   bool     // an earlier up was, whose children may have only just ended
 }
 
 // Run brings the system up, keeps it up until ctx ends, and takes it down.
@@ -85,7 +86,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	defer unlock()
-	if err := agent.Alone(); err != nil && cfg.Rootless != rootless.Userspace {
+	if err := u.settled(ctx, agent.Alone); err != nil && cfg.Rootless != rootless.Userspace {
 		// What lock made goes again; a directory that is in use is not empty.
 		for _, path := range []string{u.held.Name(), cfg.RunDir, cfg.DataDir} {
 			_ = os.Remove(path)
@@ -96,7 +97,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := u.portFree(); err != nil {
+	if err := u.settled(ctx, u.portFree); err != nil {
 		return err
 	}
 	fmt.Fprintf(cfg.Out, "rutter up: data in %s, runtime files and logs in %s\n", cfg.DataDir, cfg.RunDir)
@@ -201,6 +202,9 @@ func (u *Up) lock(ctx context.Context) (unlock func(), err error) {
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
+	if owner, err := f.Stat(); err == nil {
+		u.killed = owner.Size() > 0 // else it would have removed the file
+	}
 	if err := errors.Join(f.Truncate(0), writeAt(f, strconv.Itoa(os.Getpid()))); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("lock: %w", err)
@@ -231,6 +235,27 @@ func (u *Up) findRegistry() (string, error) {
 		return "", fmt.Errorf("rutter-registry is neither beside %s nor in PATH; build it with `make build`, or name it with --registry", u.self)
 	}
 	return path, nil
+}
+
+// settleTime bounds the end of a process, from its first closed file, the lock
+// perhaps, to the last, such as a socket that listens.
+const settleTime = 5 * time.Second
+
+// settled is what check says once nothing of an earlier up is left that was
+// killed.
+func (u *Up) settled(ctx context.Context, check func() error) error {
+	deadline := time.Now().Add(settleTime)
+	for {
+		err := check()
+		if err == nil || !u.killed || time.Now().After(deadline) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
 }
 
 // portFree looks before anything is changed; the registry looks again.
