@@ -22,6 +22,7 @@ import (
 	"github.com/rutter-project/rutter/internal/catalog"
 	"github.com/rutter-project/rutter/internal/proxy/conntrack"
 	"github.com/rutter-project/rutter/internal/proxy/healthcheck"
+	"github.com/rutter-project/rutter/internal/proxy/netns"
 	"github.com/rutter-project/rutter/internal/proxy/plan"
 )
 
@@ -53,7 +54,7 @@ type Proxy struct {
 
 	mu           sync.Mutex
 	held         // its data is nil before Start and after Close
-	home         *namespace
+	home         *netns.Namespace
 	host         *netlink.Handle // interfaces and addresses of the namespace
 	nodeFacts    plan.Node
 	rulesNow     plan.Rules
@@ -117,12 +118,12 @@ func (p *Proxy) Start(ctx context.Context) error {
 		return errors.New("proxy: started twice")
 	}
 	var err error
-	if p.home, err = currentNamespace(); err != nil {
+	if p.home, err = netns.Present(); err != nil {
 		return fmt.Errorf("proxy: %w", err)
 	}
 	host, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
-		p.home.close()
+		p.home.Close()
 		return fmt.Errorf("proxy: open a netlink socket: %w", err)
 	}
 	p.host = host
@@ -130,7 +131,7 @@ func (p *Proxy) Start(ctx context.Context) error {
 	defer func() {
 		if !opened {
 			host.Close()
-			p.home.close()
+			p.home.Close()
 		}
 	}()
 	p.nodeFacts = p.node()
@@ -195,7 +196,7 @@ func (p *Proxy) Close() error {
 	p.checks.Close()
 	err := errors.Join(p.data.Close(), p.flows.cleaner.Close())
 	p.host.Close()
-	p.home.close()
+	p.home.Close()
 	p.data = nil
 	return err
 }

@@ -68,7 +68,7 @@ func (p *Proxy) retiring(m mode, f func(context.Context)) {
 	p.loops.Go(func() {
 		defer close(r.done)
 		defer cancel()
-		if err := p.home.enter(); err != nil {
+		if err := p.home.Enter(); err != nil {
 			p.log.Error("what another mode left is not removed", "mode", m.name, "err", err)
 			return
 		}

@@ -183,3 +183,14 @@ func (p *Proxy) ReleaseNodeDNS() error {
 	}
 	return p.data.KeepNodeDNS(0)
 }
+
+// loop runs f until it ends, as one of the loops that Close waits for.
+func (p *Proxy) loop(f func()) {
+	p.loops.Go(func() {
+		if err := p.home.Enter(); err != nil {
+			p.log.Error("the proxy's upkeep does not run", "err", err)
+			return
+		}
+		f()
+	})
+}

@@ -27,6 +27,7 @@ import (
 
 	"github.com/rutter-project/rutter/internal/catalog"
 	"github.com/rutter-project/rutter/internal/proxy/dataplane"
+	"github.com/rutter-project/rutter/internal/proxy/netns"
 	"github.com/rutter-project/rutter/internal/proxy/plan"
 	"github.com/rutter-project/rutter/internal/proxy/xtables"
 )
@@ -56,7 +57,7 @@ type Dataplane struct {
 	kernel *kernel
 	sets   *ipsets
 	device *device
-	space  *namespace
+	space  *netns.Namespace
 
 	mu       sync.Mutex
 	rulesets []*ruleset
@@ -84,7 +85,7 @@ func Open(cfg dataplane.Config, opts Options) (_ *Dataplane, err error) {
 			err = explain(errors.Join(err, d.closeAll()))
 		}
 	}()
-	if d.space, err = presentNamespace(); err != nil {
+	if d.space, err = netns.Present(); err != nil {
 		return nil, err
 	}
 	if d.kernel, err = dialIPVS(); err != nil {
@@ -109,7 +110,7 @@ func Open(cfg dataplane.Config, opts Options) (_ *Dataplane, err error) {
 	if err := d.kernel.checkScheduler(opts.Scheduler); err != nil {
 		return nil, err
 	}
-	if err := d.space.do(d.setSysctls); err != nil {
+	if err := d.space.Do(d.setSysctls); err != nil {
 		return nil, err
 	}
 	if opts.TCPTimeout > 0 || opts.TCPFinTimeout > 0 || opts.UDPTimeout > 0 {
@@ -263,7 +264,7 @@ func (d *Dataplane) closeAll() error {
 		errs = append(errs, r.programs.Close())
 	}
 	if d.space != nil {
-		errs = append(errs, d.space.close())
+		errs = append(errs, d.space.Close())
 	}
 	return errors.Join(errs...)
 }

@@ -3,7 +3,6 @@ package ipvs
 import (
 	"fmt"
 	"os"
-	"runtime"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -61,46 +60,3 @@ func connReuseIsBroken() (bool, error) {
 	}
 	return major == 4 && minor >= 1 || major == 5 && minor < 9, nil
 }
-
-// namespace is the network namespace that the dataplane was opened in.
-type namespace struct {
-	file  *os.File
-	inode uint64
-}
-
-func presentNamespace() (*namespace, error) {
-	f, err := os.Open("/proc/thread-self/ns/net")
-	if err != nil {
-		return nil, fmt.Errorf("open the network namespace: %w", err)
-	}
-	var s unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &s); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("look at the network namespace: %w", err)
-	}
-	return &namespace{f, s.Ino}, nil
-}
-
-// do calls f on a thread in the namespace: settings are those of the thread's.
-func (n *namespace) do(f func() error) error {
-	ch := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		var s unix.Stat_t
-		if err := unix.Stat("/proc/thread-self/ns/net", &s); err != nil {
-			ch <- fmt.Errorf("look at the network namespace: %w", err)
-			return
-		}
-		if s.Ino == n.inode {
-			defer runtime.UnlockOSThread()
-		} else if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
-			// The thread, not unlocked, ends with the goroutine.
-			ch <- fmt.Errorf("enter the network namespace: %w", err)
-			return
-		}
-		ch <- f()
-	}()
-	return <-ch
-}
-
-func (n *namespace) close() error { return n.file.Close() }

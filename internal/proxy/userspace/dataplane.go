@@ -20,7 +20,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"os"
 	"runtime"
 	"slices"
 	"sync"
@@ -31,6 +30,7 @@ import (
 
 	"github.com/rutter-project/rutter/internal/catalog"
 	"github.com/rutter-project/rutter/internal/proxy/dataplane"
+	"github.com/rutter-project/rutter/internal/proxy/netns"
 	"github.com/rutter-project/rutter/internal/proxy/plan"
 )
 
@@ -106,9 +106,9 @@ func Open(cfg dataplane.Config, direct bool) (*Dataplane, error) {
 	} else {
 		d.mark = 1 << cfg.MasqueradeBit
 	}
-	home, err := os.Open("/proc/thread-self/ns/net")
+	home, err := netns.Present()
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("userspace: open the network namespace: %w", err), d.entry.close())
+		return nil, errors.Join(fmt.Errorf("userspace: %w", err), d.entry.close())
 	}
 	defer home.Close()
 	for range min(runtime.GOMAXPROCS(0), 16) {
@@ -124,12 +124,12 @@ func Open(cfg dataplane.Config, direct bool) (*Dataplane, error) {
 }
 
 // start runs a loop in the network namespace of Open's caller.
-func (d *Dataplane) start(l *loop, home *os.File) error {
+func (d *Dataplane) start(l *loop, home *netns.Namespace) error {
 	started := make(chan error)
 	d.running.Add(1)
 	go func() {
 		defer d.running.Done()
-		err := enter(home)
+		err := home.Enter()
 		started <- err
 		if err == nil {
 			l.run()
@@ -139,24 +139,6 @@ func (d *Dataplane) start(l *loop, home *os.File) error {
 		return err
 	}
 	d.loops = append(d.loops, l)
-	return nil
-}
-
-// enter puts the calling goroutine into a network namespace, for good: its
-// thread ends with it. In a process of one namespace it does nothing.
-func enter(home *os.File) error {
-	runtime.LockOSThread()
-	var here, there unix.Stat_t
-	if err := errors.Join(unix.Stat("/proc/thread-self/ns/net", &here), unix.Fstat(int(home.Fd()), &there)); err != nil {
-		return fmt.Errorf("look at the network namespace: %w", err)
-	}
-	if here.Ino == there.Ino {
-		runtime.UnlockOSThread()
-		return nil
-	}
-	if err := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); err != nil {
-		return fmt.Errorf("enter the network namespace: %w", err)
-	}
 	return nil
 }
 

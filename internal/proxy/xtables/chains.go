@@ -27,7 +27,7 @@ func (p *Programs) Chains() (list []Chain, err error) {
 	if p.V6 {
 		family = unix.NFPROTO_IPV6
 	}
-	err = p.space.do(func() error {
+	err = p.space.Do(func() error {
 		c, err := nfnetlink.Dial()
 		if err != nil {
 			return err

@@ -7,64 +7,14 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"runtime"
 	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
-// namespace is a network namespace that programs are run in.
-type namespace struct {
-	file *os.File
-	id   uint64 // the inode
-}
-
-func presentNamespace() (*namespace, error) {
-	f, err := os.Open("/proc/thread-self/ns/net")
-	if err != nil {
-		return nil, fmt.Errorf("open the network namespace: %w", err)
-	}
-	id, err := inode(int(f.Fd()))
-	if err != nil {
-		f.Close()
-		return nil, fmt.Errorf("look at the network namespace: %w", err)
-	}
-	return &namespace{f, id}, nil
-}
-
-func inode(fd int) (uint64, error) {
-	var s unix.Stat_t
-	err := unix.Fstat(fd, &s)
-	return s.Ino, err
-}
-
-func (n *namespace) close() error { return n.file.Close() }
-
-// do calls f on a thread that is in the namespace.
-func (n *namespace) do(f func() error) error {
-	ch := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		var s unix.Stat_t
-		if err := unix.Stat("/proc/thread-self/ns/net", &s); err != nil {
-			ch <- fmt.Errorf("look at the network namespace: %w", err)
-			return
-		}
-		if s.Ino == n.id {
-			defer runtime.UnlockOSThread()
-		} else if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
-			// The thread, not unlocked, ends with the goroutine.
-			ch <- fmt.Errorf("enter the network namespace: %w", err)
-			return
-		}
-		ch <- f()
-	}()
-	return <-ch
-}
-
 // Do calls f on a thread that is in the network namespace of the programs.
-func (p *Programs) Do(f func() error) error { return p.space.do(f) }
+func (p *Programs) Do(f func() error) error { return p.space.Do(f) }
 
 // run runs a program and returns what it printed. It has our network namespace
 // because a child begins in that of the thread that makes it. started may be
@@ -81,7 +31,7 @@ func (p *Programs) run(ctx context.Context, input []byte, started func(pid int),
 	cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGTERM) }
 	// Messages are recognised by their words.
 	cmd.Env = append(os.Environ(), "LC_ALL=C")
-	if err := p.space.do(cmd.Start); err != nil {
+	if err := p.space.Do(cmd.Start); err != nil {
 		return nil, fmt.Errorf("%s: %w", program, err)
 	}
 	if started != nil {
@@ -113,7 +63,7 @@ func (p *Programs) hasTable(table string) bool {
 		list = "/proc/thread-self/net/ip6_tables_names"
 	}
 	var names []byte
-	err := p.space.do(func() (err error) {
+	err := p.space.Do(func() (err error) {
 		names, err = os.ReadFile(list)
 		return err
 	})

@@ -18,6 +18,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/rutter-project/rutter/internal/proxy/netns"
 )
 
 // Backend is the part of the kernel that a program writes to.
@@ -38,7 +40,7 @@ type Programs struct {
 	Version Version
 
 	name  string // iptables, ip6tables-legacy, …
-	space *namespace
+	space *netns.Namespace
 }
 
 // Version is that of the programs, as in 1.8.9.
@@ -67,7 +69,7 @@ func (p *Programs) String() string {
 func (p *Programs) Name() string { return p.name }
 
 // Close lets go of the network namespace.
-func (p *Programs) Close() error { return p.space.close() }
+func (p *Programs) Close() error { return p.space.Close() }
 
 // ErrMissing tells that a host has no iptables programs.
 var ErrMissing = errors.New("not found in PATH: install the package iptables")
@@ -118,7 +120,7 @@ func look(name string, v6 bool) (*Programs, error) {
 	if p.Version, p.Backend, err = parseVersion(string(out)); err != nil {
 		return nil, fmt.Errorf("%s --version: %w", name, err)
 	}
-	if p.space, err = presentNamespace(); err != nil {
+	if p.space, err = netns.Present(); err != nil {
 		return nil, err
 	}
 	return p, nil

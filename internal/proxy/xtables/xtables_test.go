@@ -217,15 +217,15 @@ func TestLockHolder(t *testing.T) {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
 		t.Fatal(err)
 	}
-	id, err := inode(int(f.Fd()))
-	if err != nil {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		t.Fatal(err)
 	}
 	locks, err := os.ReadFile("/proc/locks")
 	if err != nil {
 		t.Skip(err)
 	}
-	if pid := findLock(string(locks), id); pid != os.Getpid() {
+	if pid := findLock(string(locks), st.Ino); pid != os.Getpid() {
 		t.Errorf("the holder is %d, not this process (%d): %s", pid, os.Getpid(), locks)
 	}
 	e := (&Programs{}).refusal("iptables-restore", 4, "Another app is currently holding the xtables lock; still 1s 0us time ahead to have a chance to grab the lock...\n")
