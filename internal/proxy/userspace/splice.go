@@ -87,10 +87,7 @@ func (s *side) splice() {
 			s.ended()
 			return
 		}
-		if c.l.d.countBytes {
-			c.target.count.packets.Add(1)
-			c.target.count.bytes.Add(uint64(n))
-		}
+		c.l.d.counted(c.target, 1, n)
 		b.held += n
 		if !s.drain() {
 			return

@@ -27,6 +27,14 @@ type target struct {
 // counter counts what an endpoint got.
 type counter struct{ connections, packets, bytes atomic.Uint64 }
 
+// counted adds what went to or came from an endpoint, if that is counted.
+func (d *Dataplane) counted(t *target, packets, bytes int) {
+	if d.countBytes {
+		t.count.packets.Add(uint64(packets))
+		t.count.bytes.Add(uint64(bytes))
+	}
+}
+
 // downFor is how long an endpoint that did not take a connection is passed by,
 // while there are others.
 const downFor = time.Second

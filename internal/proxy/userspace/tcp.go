@@ -326,10 +326,7 @@ func (s *side) read() {
 			s.ended()
 			return
 		}
-		if c.l.d.countBytes {
-			c.target.count.packets.Add(1)
-			c.target.count.bytes.Add(uint64(n))
-		}
+		c.l.d.counted(c.target, 1, n)
 		b := c.l.buf[:n]
 		sent, errno := writeRaw(s.peer.fd, b)
 		if errno != 0 && errno != unix.EAGAIN && errno != unix.EINTR {

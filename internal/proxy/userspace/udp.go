@@ -139,7 +139,7 @@ func (p *udpPort) ready(uint32) {
 			var base *byte = &b.room[i*datagramMax]
 			_, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(s.fd), uintptr(unsafe.Pointer(base)), uintptr(len(data)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
 			if errno == 0 {
-				p.counted(s.target, 1, len(data))
+				p.l.d.counted(s.target, 1, len(data))
 				break
 			}
 			if errno != unix.ECONNREFUSED || try > 0 {
@@ -176,15 +176,8 @@ func (s *session) ready(uint32) {
 	for i := range n {
 		size += int(b.messages[i].len)
 	}
-	p.counted(s.target, n, size)
+	p.l.d.counted(s.target, n, size)
 	b.send(p.fd, n, &s.to, s.toLen)
-}
-
-func (p *udpPort) counted(t *target, packets, bytes int) {
-	if p.l.d.countBytes {
-		t.count.packets.Add(uint64(packets))
-		t.count.bytes.Add(uint64(bytes))
-	}
 }
 
 // begin makes a session of a client; nil if there is no endpoint for it.
